@@ -1,0 +1,54 @@
+# Everything runs as root on Debian 12. `make demo` is the main job, `make test` the tests; each sets up what it needs.
+SHELL := /bin/bash
+BUILD := $(CURDIR)/build
+VENV  := $(BUILD)/venv
+PY    := $(VENV)/bin/python
+# The distribution's own tools first: QEMU's configure fails on a python that a version manager put in front.
+export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export DEBIAN_FRONTEND := noninteractive
+
+.DEFAULT_GOAL := help
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade check-qemu clean
+
+help: ## what can be made here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BUILD)/.packages: Makefile
+	@mkdir -p $(BUILD)
+	@missing=$$(for p in $(HOST_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing: "$$missing; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >$(BUILD)/apt.log 2>&1 || { tail -n 20 $(BUILD)/apt.log; exit 1; }; \
+	fi
+	@touch $@
+
+HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev libvirt-daemon libvirt-daemon-system \
+	iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
+
+$(VENV)/.ready: pyproject.toml $(BUILD)/.packages
+	/usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.ready ## the coordinator and its tools in build/venv
+
+stack: venv ## patched QEMU and OVS-DPDK in build/stack (cached)
+	$(PY) -m upgrader.lab.stack
+
+demo: stack ## the main job: build, lab up, upgrade a -> b -> a under traffic, stock restart, report
+	$(PY) -m upgrader.lab.demo --report $(BUILD)/demo-report.json
+
+lint: venv ## ruff, mypy --strict, import contract
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+unit: venv ## tests that need neither root nor the stack
+	$(PY) -m pytest -q tests/unit
+
+integration: stack ## tests on the real stack
+	$(PY) -m pytest -q tests/integration
+
+test: stack lint ## everything
+	$(PY) -m pytest -q tests
+
+clean: ## remove what was built
+	rm -rf $(BUILD)

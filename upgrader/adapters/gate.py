@@ -1,0 +1,122 @@
+"""The one gate for subprocesses: every command has a time limit, can be printed for pasting, and fails with its output."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from upgrader.core.errors import CommandError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that has ended: its exit code and what it printed."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def in_netns(argv: Sequence[str], netns: str | None) -> list[str]:
+    """Prefix a command so that it runs in a named network namespace (`ip netns`), or in ours when there is no name."""
+    if not netns:
+        return list(argv)
+    return ["nsenter", f"--net=/run/netns/{netns}", "--", *argv]
+
+
+def paste(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Render a command as a line for a shell, with the variables it sets."""
+    variables = [f"{k}={shlex.quote(v)}" for k, v in (env or {}).items()]
+    return " ".join([*variables, shlex.join(argv)])
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    netns: str | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    cwd: Path | None = None,
+    timeout_s: float = 30.0,
+    check: bool = True,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run a command to its end.
+
+    `env` is added to ours. Raises CommandError when it cannot be started, exceeds `timeout_s` (it is killed
+    then), or, with `check`, exits with anything but 0.
+    """
+    full = in_netns(argv, netns)
+    line = paste(full, env)
+    log.debug("run", command=line)
+    try:
+        done = subprocess.run(
+            full,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            timeout=timeout_s,
+            check=False,
+            pass_fds=tuple(pass_fds),
+            stdin=subprocess.DEVNULL if stdin is None else None,
+        )
+    except FileNotFoundError as error:
+        raise CommandError(line, f"could not be started ({error.strerror}: {error.filename})", "") from error
+    except subprocess.TimeoutExpired as error:
+        output = error.stderr or error.stdout or b""
+        text = output.decode(errors="replace") if isinstance(output, bytes) else output
+        raise CommandError(line, f"did not end within {timeout_s:g} s and was killed", text) from error
+    if check and done.returncode != 0:
+        raise CommandError(line, f"exited with {done.returncode}", done.stderr or done.stdout)
+    return Completed(tuple(full), done.returncode, done.stdout, done.stderr)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    netns: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    output: Path | None = None,
+    stdin_pipe: bool = False,
+    stdout_pipe: bool = False,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start a command that goes on beside us; the caller ends it. Output goes to the file `output`, or nowhere.
+
+    With `stdin_pipe` / `stdout_pipe` the caller talks to it through pipes instead. A new session keeps a
+    terminal's Ctrl-C from reaching it: whoever started it takes it down in order.
+    """
+    full = in_netns(argv, netns)
+    line = paste(full, env)
+    log.debug("spawn", command=line)
+    sink = output.open("ab") if output else None
+    try:
+        return subprocess.Popen(
+            full,
+            stdin=subprocess.PIPE if stdin_pipe else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if stdout_pipe else (sink or subprocess.DEVNULL),
+            stderr=sink or subprocess.DEVNULL,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=new_session,
+            pass_fds=tuple(pass_fds),
+        )
+    except FileNotFoundError as error:
+        raise CommandError(line, f"could not be started ({error.strerror}: {error.filename})", "") from error
+    finally:
+        if sink:
+            sink.close()

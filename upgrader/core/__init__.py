@@ -1,0 +1,1 @@
+"""What decides: frozen values and pure functions, the standard library only."""

@@ -1,0 +1,94 @@
+"""The error tree. Every error an operator sees says what happened, what state the host is in, and what to type next."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the `upgrade` command; stable, Ansible maps them."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    BLOCKED = 3  # findings forbid the run; nothing changed
+    RESTORED = 4  # failed, rolled back, host safe
+    OPERATOR = 5  # failed, a person is needed
+    STOPPED = 6  # paused or aborted on request
+    LOCKED = 7  # another run holds the host
+
+
+class UpgradeError(Exception):
+    """Root of the tree.
+
+    code   stable, upper-case with underscores, e.g. ``LIBVIRT_UNREACHABLE``
+    what   what happened, one sentence
+    state  what state the host is in now, one sentence
+    next   the next command to type, or what to do by hand
+    """
+
+    exit_code = Exit.UNEXPECTED
+
+    def __init__(self, code: str, what: str, *, state: str, next: str) -> None:  # noqa: A002 - the operator's word
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.state = state
+        self.next = next
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.what}"
+
+
+class UsageError(UpgradeError):
+    """What was asked for cannot be meant: unknown host, bad configuration. Nothing was changed."""
+
+    exit_code = Exit.USAGE
+
+
+class BlockedError(UpgradeError):
+    """Findings forbid the run. Nothing was changed."""
+
+    exit_code = Exit.BLOCKED
+
+
+class LockedError(UpgradeError):
+    """Another run holds the host. Nothing was changed."""
+
+    exit_code = Exit.LOCKED
+
+
+class CommandError(UpgradeError):
+    """A command of the gate failed or took too long."""
+
+    def __init__(self, command: str, reason: str, output: str) -> None:
+        tail = "\n".join(output.strip().splitlines()[-8:])
+        super().__init__(
+            "COMMAND_FAILED",
+            f"`{command}` {reason}" + (f":\n{tail}" if tail else ""),
+            state="as the command left it",
+            next=command,
+        )
+        self.command = command
+        self.reason = reason
+        self.output = output
+
+
+class HostError(UpgradeError):
+    """A part of the host (a switch, libvirt, a NIC) refused, did not answer, or is not as it must be."""
+
+
+class StepError(UpgradeError):
+    """A step's effect failed or its verification did not hold."""
+
+
+class RestoredError(UpgradeError):
+    """The run failed and every effect was undone: the VMs are where they were."""
+
+    exit_code = Exit.RESTORED
+
+
+class OperatorNeededError(UpgradeError):
+    """The run failed and something could not be undone."""
+
+    exit_code = Exit.OPERATOR
