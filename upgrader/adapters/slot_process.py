@@ -1,0 +1,180 @@
+"""The two daemons of a slot, as plain processes in the slot's network namespace that outlive whoever started them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from upgrader.adapters import gate
+from upgrader.core.errors import CommandError, HostError
+from upgrader.core.model import Slot, SlotStatus
+
+log = structlog.get_logger(__name__)
+
+_STOP_S = 10.0
+
+
+def slot_env(slot: Slot) -> dict[str, str]:
+    """Environment that points every OVS program at the slot: OVS_RUNDIR and its kin (ovs-appctl(8))."""
+    d = str(slot.rundir)
+    return {"OVS_RUNDIR": d, "OVS_LOGDIR": d, "OVS_DBDIR": d, "OVS_SYSCONFDIR": d, **dict(slot.env)}
+
+
+def live_pid(pidfile: Path, program: str) -> int | None:
+    """Pid in `pidfile` when that process lives and is `program` (a pid may have been given out anew)."""
+    try:
+        pid = int(pidfile.read_text().strip())
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, ValueError):
+        return None
+    return pid if comm == program[:15] and state not in ("Z", "X") else None
+
+
+class SlotProcesses:
+    """Starts, stops and looks at the daemons of slots."""
+
+    def status(self, slot: Slot) -> SlotStatus:
+        """What runs now; never raises for a slot that is down."""
+        vswitchd = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
+        ovsdb = live_pid(slot.ovsdb_pidfile, "ovsdb-server")
+        return SlotStatus(vswitchd, ovsdb, self.appctl(slot, "version").split("\n")[0].split()[-1] if vswitchd else None)
+
+    def installed_version(self, slot: Slot) -> str | None:
+        """Version of the slot's binaries, None where they are not installed or do not start."""
+        try:
+            out = gate.run([str(slot.prefix / "sbin/ovs-vswitchd"), "--version"], env=slot_env(slot)).stdout
+        except CommandError:
+            return None
+        found = re.search(r"\(Open vSwitch\) (\S+)", out)
+        return found.group(1) if found else None
+
+    def start_database(self, slot: Slot, image: Path | None = None) -> int:
+        """Start ovsdb-server and return its pid. `image`: a standalone database file to start from (moved in place).
+
+        Without an image an existing conf.db is used, or an empty one is made from the slot's schema.
+        """
+        if pid := live_pid(slot.ovsdb_pidfile, "ovsdb-server"):
+            raise HostError(
+                "SLOT_BUSY",
+                f"an ovsdb-server (pid {pid}) already runs in slot {slot.name}",
+                state="nothing was changed",
+                next=f"look at it: OVS_RUNDIR={slot.rundir} ovs-vsctl show",
+            )
+        slot.rundir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        slot.vhost_dir.mkdir(exist_ok=True, mode=0o700)
+        slot.vhost_dir.chmod(0o700)
+        if image:
+            os.replace(image, slot.db_file)
+        elif not slot.db_file.exists():
+            schema = slot.prefix / "share/openvswitch/vswitch.ovsschema"
+            gate.run([str(slot.prefix / "bin/ovsdb-tool"), "create", str(slot.db_file), str(schema)])
+        gate.run(
+            [
+                str(slot.prefix / "sbin/ovsdb-server"),
+                str(slot.db_file),
+                f"--remote=punix:{slot.db_socket}",
+                f"--pidfile={slot.ovsdb_pidfile}",
+                f"--unixctl={slot.ovsdb_ctl}",
+                f"--log-file={slot.rundir / 'ovsdb-server.log'}",
+                "-vconsole:off",
+                "--detach",
+                "--no-chdir",
+            ],
+            netns=slot.netns,
+            env=slot_env(slot),
+        )
+        pid = live_pid(slot.ovsdb_pidfile, "ovsdb-server")
+        if pid is None:
+            raise HostError(
+                "SLOT_START_FAILED",
+                f"ovsdb-server of slot {slot.name} ended right after its start",
+                state=f"slot {slot.name} is down, the other slot was not touched",
+                next=f"tail {slot.rundir / 'ovsdb-server.log'}",
+            )
+        return pid
+
+    def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
+        """Start ovs-vswitchd on the slot's database and return its pid, once it has applied the configuration.
+
+        No monitor process (its fork would hide a crash) and no core of guest memory (it delays the hang-up by which
+        QEMU learns of a crash by seconds).
+        """
+        gate.run(
+            [
+                "prlimit",
+                "--core=0:0",
+                "--nofile=65536:65536",
+                "--",
+                str(slot.prefix / "sbin/ovs-vswitchd"),
+                f"unix:{slot.db_socket}",
+                f"--pidfile={slot.vswitchd_pidfile}",
+                f"--unixctl={slot.vswitchd_ctl}",
+                f"--log-file={slot.rundir / 'ovs-vswitchd.log'}",
+                "-vconsole:off",
+                "--detach",
+                "--no-chdir",
+            ],
+            netns=slot.netns,
+            env=slot_env(slot),
+            timeout_s=timeout_s,
+        )
+        pid = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
+        if pid is None:
+            raise HostError(
+                "SLOT_START_FAILED",
+                f"ovs-vswitchd of slot {slot.name} ended right after its start",
+                state=f"slot {slot.name} is down, the other slot was not touched",
+                next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
+            )
+        return pid
+
+    def appctl(self, slot: Slot, *command: str, timeout_s: float = 10.0) -> str:
+        """Run one ovs-appctl command against the slot's vswitchd and return what it prints."""
+        return gate.run(
+            [str(slot.prefix / "bin/ovs-appctl"), f"--timeout={int(timeout_s)}", "-t", str(slot.vswitchd_ctl), *command],
+            env=slot_env(slot),
+            timeout_s=timeout_s + 2,
+        ).stdout
+
+    def stop(self, slot: Slot) -> None:
+        """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent."""
+        for pidfile, ctl, program in (
+            (slot.vswitchd_pidfile, slot.vswitchd_ctl, "ovs-vswitchd"),
+            (slot.ovsdb_pidfile, slot.ovsdb_ctl, "ovsdb-server"),
+        ):
+            pid = live_pid(pidfile, program)
+            if pid is None:
+                continue
+            gate.run(
+                [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"],
+                env=slot_env(slot),
+                check=False,
+            )
+            _end(pid, lambda p=pidfile, n=program: live_pid(p, n) is None)  # type: ignore[misc]
+
+    def kill_switch(self, slot: Slot) -> None:
+        """SIGKILL the slot's vswitchd and wait until it is gone. For a switch that hangs or must not act again."""
+        pid = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
+        if pid is not None:
+            _end(pid, lambda: live_pid(slot.vswitchd_pidfile, "ovs-vswitchd") is None, at_once=True)
+
+
+def _end(pid: int, gone: Callable[[], bool], *, at_once: bool = False) -> None:
+    """Wait for a process to end, kill it when it does not within _STOP_S."""
+    deadline = time.monotonic() + (0 if at_once else _STOP_S)
+    retry = Retrying(wait=wait_fixed(0.02), stop=stop_after_delay(_STOP_S), retry=retry_if_result(lambda ok: not ok))
+    if not at_once:
+        while time.monotonic() < deadline:
+            if gone():
+                return
+            time.sleep(0.02)
+        log.warning("did not end by itself, killing", pid=pid)
+    os.kill(pid, 9)
+    retry(gone)

@@ -1,0 +1,145 @@
+"""Configuration: one TOML file, validated by pydantic; every error names the file, the key and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from upgrader.core.errors import UsageError
+from upgrader.core.model import Slot, SlotName
+
+DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
+PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SlotConfig(_Section):
+    """One of the two switch instances; see `upgrader.core.model.Slot` for what each key means."""
+
+    prefix: Path
+    rundir: Path
+    netns: str | None = None
+    vf: str
+    representor: str | None = None
+    devargs: str
+    pmd_cpu_mask: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]+$")]
+    socket_mem_mib: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] = "1024"
+    dpdk_extra: str = ""
+    env: dict[str, str] = {}
+
+
+class NicConfig(_Section):
+    """The NIC whose overlay traffic is steered.
+
+    pf          netdev of the physical function, in `netns` (None: the host's)
+    adapter     how rules reach it; `tc_u32` works on any netdev, in software
+    vxlan_port  UDP port of the overlay (RFC 7348: 4789)
+    """
+
+    pf: str
+    netns: str | None = None
+    adapter: Literal["tc_u32"] = "tc_u32"
+    vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4789
+
+
+class HostConfig(_Section):
+    libvirt_uri: str = "qemu:///system"
+    uplink: str = Field(default="uplink0", description="OVS interface that stands on the VF, the same name in both slots")
+    vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
+    lock: Path = Path("/run/ovs-upgrade.lock")
+    log_dir: Path = Path("/var/log/ovs-upgrade")
+
+
+class PolicyConfig(_Section):
+    """When a run stops by itself."""
+
+    blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
+    ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    canary_pause_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+
+
+class Config(_Section):
+    """The whole file."""
+
+    host: HostConfig = HostConfig()
+    nic: NicConfig
+    slots: dict[SlotName, SlotConfig]
+    policy: PolicyConfig = PolicyConfig()
+
+    @model_validator(mode="after")
+    def _two_slots_apart(self) -> Config:
+        if set(self.slots) != {"a", "b"}:
+            raise ValueError("both [slots.a] and [slots.b] must be there")
+        a, b = self.slots["a"], self.slots["b"]
+        if a.rundir == b.rundir:
+            raise ValueError(f"slots.a.rundir and slots.b.rundir are the same ({a.rundir}): two switches would collide")
+        if a.netns == b.netns:
+            raise ValueError(
+                f"slots.a.netns and slots.b.netns are the same ({a.netns or 'the host'}): "
+                "two vswitchds in one namespace collide on the ovs-netdev tap"
+            )
+        if a.vf == b.vf:
+            raise ValueError(f"slots.a.vf and slots.b.vf are the same ({a.vf}): each slot needs a VF of its own")
+        return self
+
+    def slot(self, name: SlotName) -> Slot:
+        """The slot as the core knows it."""
+        c = self.slots[name]
+        return Slot(
+            name=name,
+            prefix=c.prefix,
+            rundir=c.rundir,
+            netns=c.netns,
+            vf=c.vf,
+            representor=c.representor,
+            uplink=self.host.uplink,
+            devargs=c.devargs,
+            pmd_cpu_mask=c.pmd_cpu_mask,
+            socket_mem_mib=c.socket_mem_mib,
+            dpdk_extra=c.dpdk_extra,
+            env=tuple(sorted(c.env.items())),
+        )
+
+
+def config_path(given: Path | None) -> Path:
+    """The file to read: `--config`, else the environment, else the default."""
+    return given or Path(os.environ.get(PATH_VARIABLE, DEFAULT_PATH))
+
+
+def load(path: Path) -> Config:
+    """Read and validate one file. Raises UsageError; changes nothing."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            "CONFIG_MISSING",
+            f"there is no configuration at {path}",
+            state="nothing was changed",
+            next=f"write {path} (docs/config.md), or name one: upgrade --config FILE …; to try it in a box: upgrade lab up",
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            "CONFIG_UNREADABLE",
+            f"{path} could not be read: {error}",
+            state="nothing was changed",
+            next=f"mend {path} and run the same command again",
+        ) from error
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)
+        )
+        raise UsageError(
+            "CONFIG_INVALID",
+            f"{path}: {problems}",
+            state="nothing was changed",
+            next=f"mend {path} and run the same command again",
+        ) from error

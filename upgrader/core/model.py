@@ -1,0 +1,283 @@
+"""Values that the coordinator reasons about. Frozen, no behaviour beyond what follows from the fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+SlotName = Literal["a", "b"]
+SLOTS: tuple[SlotName, SlotName] = ("a", "b")
+
+
+def other_slot(slot: SlotName) -> SlotName:
+    """The other of the two slots."""
+    return "b" if slot == "a" else "a"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Everything one switch instance owns.
+
+    prefix          where its OVS is installed: sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…
+    rundir          control sockets, pid files, database, logs; the `vhost` folder holds the standby sockets
+    netns           named network namespace of its own, None for the host's
+    vf              netdev of its VF as seen inside `netns` (af_packet, af_xdp), or its PCI address
+    representor     netdev on the host's side through which steering reaches the VF, None where the NIC needs none
+    uplink          name of the OVS interface that stands on the VF; the same in both slots
+    devargs         DPDK device arguments of that interface
+    pmd_cpu_mask    hexadecimal mask of its PMD cores, as OVS takes it
+    socket_mem_mib  hugepage memory of the process, MiB per NUMA node as DPDK takes it ("64" or "64,64")
+    dpdk_extra      further EAL arguments
+    env             further environment of its two daemons
+    """
+
+    name: SlotName
+    prefix: Path
+    rundir: Path
+    netns: str | None
+    vf: str
+    representor: str | None
+    uplink: str
+    devargs: str
+    pmd_cpu_mask: str
+    socket_mem_mib: str
+    dpdk_extra: str
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def db_socket(self) -> Path:
+        return self.rundir / "db.sock"
+
+    @property
+    def db_file(self) -> Path:
+        return self.rundir / "conf.db"
+
+    @property
+    def vswitchd_pidfile(self) -> Path:
+        return self.rundir / "ovs-vswitchd.pid"
+
+    @property
+    def ovsdb_pidfile(self) -> Path:
+        return self.rundir / "ovsdb-server.pid"
+
+    @property
+    def vswitchd_ctl(self) -> Path:
+        return self.rundir / "ovs-vswitchd.ctl"
+
+    @property
+    def ovsdb_ctl(self) -> Path:
+        return self.rundir / "ovsdb-server.ctl"
+
+    @property
+    def vhost_dir(self) -> Path:
+        return self.rundir / "vhost"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """What of a slot runs now. A pid is None when that daemon does not run."""
+
+    vswitchd_pid: int | None
+    ovsdb_pid: int | None
+    version: str | None
+
+
+class VhostRole(StrEnum):
+    """What one of QEMU's two vhost-user connections is to the guest's rings."""
+
+    OWNER = "owner"
+    STANDBY = "standby"
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One split vring as it stands in guest memory. Indexes are the free-running 16-bit ones of the virtio spec."""
+
+    index: int
+    size: int
+    avail_idx: int
+    used_idx: int
+    enabled: bool
+
+    @property
+    def pending(self) -> int:
+        """Buffers made available and not yet used."""
+        return (self.avail_idx - self.used_idx) & 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """The parked connection of a netdev. `reason` says why it is not ready, in QEMU's words."""
+
+    chardev: str
+    connected: bool
+    ready: bool
+    reason: str | None
+    pid: int | None
+    expected_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RingOwnership:
+    """QEMU's answer about one vhost-user netdev: who serves the guest's rings, who stands by.
+
+    owner        chardev id of the connection that serves the guest
+    owner_pid    process at its other end, None when not connected
+    generation   raised by QEMU each time the owner changes
+    in_doubt     an exchange missed its deadline; QEMU waits for late answers before anybody owns the rings
+    """
+
+    owner: str
+    owner_connected: bool
+    owner_pid: int | None
+    generation: int
+    standby: Standby | None
+    in_doubt: bool
+    rings: tuple[Ring, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchResult:
+    """What one change of owner took inside QEMU, nanoseconds per step; `blackout_ns` is their sum."""
+
+    from_chardev: str
+    to_chardev: str
+    generation: int
+    reason: Literal["command", "failover"]
+    fenced: bool
+    quiesce_ns: int
+    index_ns: int
+    activate_ns: int
+    notify_ns: int
+    blackout_ns: int
+
+    @property
+    def blackout_us(self) -> float:
+        return self.blackout_ns / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class VmPort:
+    """One vhost-user interface of a running VM, joined from libvirt (domain, netdev) and OVSDB (interface).
+
+    socket       path libvirt gave QEMU to listen on; the key that joins the two
+    netdev       QEMU's netdev id, e.g. ``hostnet0``
+    chardev      QEMU's chardev id of libvirt's own socket, e.g. ``charnet0``
+    interface    name of the OVS interface
+    """
+
+    domain: str
+    domain_uuid: str
+    mac: str
+    socket: Path
+    netdev: str
+    chardev: str
+    interface: str
+    ofport: int
+    vni: int | None
+    ownership: RingOwnership | None  # None: this QEMU has no second connection (unpatched)
+
+    @property
+    def label(self) -> str:
+        """How reports and logs name it: the domain, and the interface behind a slash."""
+        return f"{self.domain}/{self.interface}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One row of OVSDB's Interface table, as far as an upgrade looks at it."""
+
+    name: str
+    bridge: str
+    type: str
+    options: tuple[tuple[str, str], ...]
+    external_ids: tuple[tuple[str, str], ...]
+    ofport: int | None
+    link_state: str | None
+    error: str | None
+
+    def option(self, key: str) -> str | None:
+        return dict(self.options).get(key)
+
+    def external_id(self, key: str) -> str | None:
+        return dict(self.external_ids).get(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """One row of OVSDB's Bridge table."""
+
+    name: str
+    datapath_type: str
+    fail_mode: str | None
+    controllers: tuple[str, ...]
+    flows: tuple[str, ...] = ()  # `dump-flows` lines without statistics
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchFacts:
+    """What one running switch is configured to do."""
+
+    version: str
+    bridges: tuple[Bridge, ...]
+    interfaces: tuple[Interface, ...]
+    other_config: tuple[tuple[str, str], ...] = ()
+
+    def vhost_interfaces(self) -> tuple[Interface, ...]:
+        return tuple(i for i in self.interfaces if i.type in ("dpdkvhostuserclient", "dpdkvhostuser"))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """One slot, what runs in it, and whether its parts are there to start from."""
+
+    slot: Slot
+    status: SlotStatus
+    binaries_present: bool
+    netns_present: bool
+    vf_present: bool
+    installed_version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HugepagePool:
+    """Free and total hugepages of one size on one NUMA node."""
+
+    node: int
+    size_kib: int
+    total: int
+    free: int
+
+    @property
+    def free_mib(self) -> int:
+        return self.free * self.size_kib // 1024
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanInterface:
+    """A libvirt vhost-user interface that no OVS interface serves, or the other way round."""
+
+    domain: str | None
+    interface: str | None
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """Everything a plan stands on, read once, nothing changed."""
+
+    host: str
+    slots: tuple[SlotFacts, SlotFacts]
+    active: SlotName | None
+    switch: SwitchFacts | None
+    ports: tuple[VmPort, ...]
+    orphans: tuple[OrphanInterface, ...]
+    hugepages: tuple[HugepagePool, ...]
+    steering_adapter: str
+    steering_problem: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def slot(self, name: SlotName) -> SlotFacts:
+        return self.slots[SLOTS.index(name)]
