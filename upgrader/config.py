@@ -51,7 +51,9 @@ class NicConfig(_Section):
 
 class HostConfig(_Section):
     libvirt_uri: str = "qemu:///system"
-    uplink: str = Field(default="uplink0", description="OVS interface that stands on the VF, the same name in both slots")
+    uplink: str = Field(
+        default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
+    )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Path("/run/ovs-upgrade.lock")
     log_dir: Path = Path("/var/log/ovs-upgrade")
@@ -62,7 +64,7 @@ class PolicyConfig(_Section):
 
     blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    canary_pause_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    accept: tuple[str, ...] = Field(default=(), description="codes of blocking findings that are accepted on this host")
 
 
 class Config(_Section):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from upgrader.core.model import (
     HugepagePool,
+    PortBinding,
     RingOwnership,
     Slot,
     SlotName,
     SlotStatus,
+    SteeringCapabilities,
+    SteeringRule,
     SwitchFacts,
     SwitchResult,
+    VmInterface,
     VmPort,
 )
 
@@ -26,18 +30,11 @@ class Processes(Protocol):
     def installed_version(self, slot: Slot) -> str | None: ...
     def start_database(self, slot: Slot, image: Path | None = None) -> int: ...
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int: ...
+    def polled_queues(self, slot: Slot) -> dict[str, int]:
+        """How many receive queues of each port a PMD thread polls and the peer has enabled."""
+
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PortBinding:
-    """Where the standby's copy of one vhost interface connects to, and the path libvirt knows it by."""
-
-    interface: str
-    ofport: int
-    socket: Path
-    origin: Path
 
 
 class Database(Protocol):
@@ -49,6 +46,9 @@ class Database(Protocol):
 
     def rehome(self, slot: Slot, bindings: Sequence[PortBinding]) -> None:
         """Turn a copy into the slot's own: its VF, DPDK options, sockets; controllers and managers left out."""
+
+    def set_fail_modes(self, slot: Slot, modes: dict[str, str | None]) -> None:
+        """Set Bridge.fail_mode by bridge name; None leaves it to OVS' default."""
 
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         """Return once each interface has its ofport and its link is up. Raises HostError naming those that lack it."""
@@ -81,43 +81,6 @@ class Hypervisor(Protocol):
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult: ...
 
 
-@dataclass(frozen=True, slots=True)
-class VmInterface:
-    """One vhost-user interface of a running domain, as libvirt and its QEMU tell it."""
-
-    domain: str
-    domain_uuid: str
-    mac: str
-    socket: Path
-    netdev: str
-    chardev: str
-    ownership: RingOwnership | None
-
-
-@dataclass(frozen=True, slots=True)
-class SteeringCapabilities:
-    """What a NIC can do for a run.
-
-    per_vm          one VM's overlay traffic can be sent elsewhere than the rest
-    dual_delivery   one VM's traffic can be given to both slots at once, so that the hand-over needs no exact moment
-    atomic_replace  a rule changes its target without a gap
-    """
-
-    per_vm: bool
-    dual_delivery: bool
-    atomic_replace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SteeringRule:
-    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes all overlay traffic."""
-
-    vni: int | None
-    mac: str | None
-    targets: tuple[SlotName, ...]
-    packets: int
-
-
 class Steering(Protocol):
     """Who of the two slots gets the overlay's traffic."""
 
@@ -143,14 +106,47 @@ class Resources(Protocol):
     def hugepages(self) -> tuple[HugepagePool, ...]: ...
     def netns_exists(self, netns: str | None) -> bool: ...
     def netdev_exists(self, netns: str | None, name: str) -> bool: ...
+    def listen(self, path: Path) -> int:
+        """Bind and listen on a unix socket for one peer; returns the descriptor. The folder must be 0700."""
+
+    def redirect(self, path: Path, target: Path) -> None:
+        """Put a symbolic link to `target` in the place of the socket `path`, in one step."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a socket file; one that is not there is fine."""
+
     def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
         """Give the target's netdevs (bridge LOCAL ports) the addresses, state and routes of the source's."""
 
 
-class Progress(Protocol):
-    """Who is told how a run goes: a terminal, a log, later a journal."""
+class Clock(Protocol):
+    """Time, so that a test can give it."""
 
-    def step(self, number: int, total: int, title: str) -> None: ...
-    def done(self, number: int, title: str, took_s: float, detail: str) -> None: ...
+    def now_ns(self) -> int:
+        """CLOCK_REALTIME, ns since the epoch."""
+
+    def monotonic_s(self) -> float: ...
+    def sleep(self, seconds: float) -> None: ...
+
+
+class Recorder(Protocol):
+    """Who is told, and keeps, how a run goes: a terminal, a log, a journal. `intent` comes before the effect."""
+
+    def intent(self, number: int, total: int, title: str) -> None: ...
+    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None: ...
     def failed(self, number: int, title: str, error: Exception) -> None: ...
-    def undone(self, title: str, error: Exception | None) -> None: ...
+    def undone(self, number: int, title: str, error: Exception | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Every port of one host, and the limits a run keeps."""
+
+    processes: Processes
+    database: Database
+    openflow: OpenFlow
+    hypervisor: Hypervisor
+    steering: Steering
+    resources: Resources
+    clock: Clock
+    ready_timeout_s: float

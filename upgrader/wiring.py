@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from upgrader.adapters.clock import SystemClock
+from upgrader.adapters.host_resources import HostResources
+from upgrader.adapters.libvirt_qmp import LibvirtQmp
+from upgrader.adapters.ofctl import Ofctl
+from upgrader.adapters.ovsdb import Ovsdb
+from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.config import Config
 from upgrader.core.errors import UsageError
-from upgrader.ports import Steering
+from upgrader.core.model import SLOTS, Slot, SlotName
+from upgrader.ports import Host, Steering
+
+
+def host(config: Config) -> Host:
+    """The real host, as the configuration describes it."""
+    return Host(
+        processes=SlotProcesses(),
+        database=Ovsdb(),
+        openflow=Ofctl(),
+        hypervisor=LibvirtQmp(config.host.libvirt_uri),
+        steering=steering(config),
+        resources=HostResources(),
+        clock=SystemClock(),
+        ready_timeout_s=config.policy.ready_timeout_s,
+    )
+
+
+def slots(config: Config) -> dict[SlotName, Slot]:
+    return {name: config.slot(name) for name in SLOTS}
 
 
 def steering(config: Config) -> Steering:

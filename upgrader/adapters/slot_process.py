@@ -44,7 +44,9 @@ class SlotProcesses:
         """What runs now; never raises for a slot that is down."""
         vswitchd = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
         ovsdb = live_pid(slot.ovsdb_pidfile, "ovsdb-server")
-        return SlotStatus(vswitchd, ovsdb, self.appctl(slot, "version").split("\n")[0].split()[-1] if vswitchd else None)
+        return SlotStatus(
+            vswitchd, ovsdb, self.appctl(slot, "version").split("\n")[0].split()[-1] if vswitchd else None
+        )
 
     def installed_version(self, slot: Slot) -> str | None:
         """Version of the slot's binaries, None where they are not installed or do not start."""
@@ -71,7 +73,7 @@ class SlotProcesses:
         slot.vhost_dir.mkdir(exist_ok=True, mode=0o700)
         slot.vhost_dir.chmod(0o700)
         if image:
-            os.replace(image, slot.db_file)
+            image.replace(slot.db_file)
         elif not slot.db_file.exists():
             schema = slot.prefix / "share/openvswitch/vswitch.ovsschema"
             gate.run([str(slot.prefix / "bin/ovsdb-tool"), "create", str(slot.db_file), str(schema)])
@@ -138,10 +140,24 @@ class SlotProcesses:
     def appctl(self, slot: Slot, *command: str, timeout_s: float = 10.0) -> str:
         """Run one ovs-appctl command against the slot's vswitchd and return what it prints."""
         return gate.run(
-            [str(slot.prefix / "bin/ovs-appctl"), f"--timeout={int(timeout_s)}", "-t", str(slot.vswitchd_ctl), *command],
+            [
+                str(slot.prefix / "bin/ovs-appctl"),
+                f"--timeout={int(timeout_s)}",
+                "-t",
+                str(slot.vswitchd_ctl),
+                *command,
+            ],
             env=slot_env(slot),
             timeout_s=timeout_s + 2,
         ).stdout
+
+    def polled_queues(self, slot: Slot) -> dict[str, int]:
+        """Receive queues by port that a PMD thread polls and the peer has enabled (`dpif-netdev/pmd-rxq-show`)."""
+        queues: dict[str, int] = {}
+        for line in self.appctl(slot, "dpif-netdev/pmd-rxq-show").splitlines():
+            if found := re.search(r"port:\s+(\S+)\s+queue-id:\s+\d+\s+\(enabled\)", line):
+                queues[found[1]] = queues.get(found[1], 0) + 1
+        return queues
 
     def stop(self, slot: Slot) -> None:
         """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent."""

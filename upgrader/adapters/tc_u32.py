@@ -19,8 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from upgrader.core.errors import HostError
-from upgrader.core.model import SLOTS, SlotName, VmPort
-from upgrader.ports import SteeringCapabilities, SteeringRule
+from upgrader.core.model import SlotName, SteeringCapabilities, SteeringRule, VmPort
 
 INGRESS = 0xFFFF0000
 ETH_P_IP = 0x0800
@@ -206,7 +205,8 @@ def _read_keys(selector: Any) -> dict[int, tuple[int, int]]:
     return {
         off: (value, mask)
         for mask, value, off, _ in (
-            struct.unpack_from(">II", selector.data, start + 16 * i) + struct.unpack_from("=ii", selector.data, start + 16 * i + 8)
+            struct.unpack_from(">II", selector.data, start + 16 * i)
+            + struct.unpack_from("=ii", selector.data, start + 16 * i + 8)
             for i in range(selector["nkeys"])
         )
     }

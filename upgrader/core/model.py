@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 SlotName = Literal["a", "b"]
+# Interface.external_ids key under which a standby's copy of a vhost port keeps the socket path libvirt knows
+ORIGIN_KEY = "hot-upgrade-socket"
+# QEMU chardevs with this prefix are ours to remove; libvirt's own socket stays with libvirt
+CHARDEV_PREFIX = "hotup"
 SLOTS: tuple[SlotName, SlotName] = ("a", "b")
 
 
@@ -159,13 +163,30 @@ class SwitchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class VmInterface:
+    """One vhost-user interface of a running domain, as libvirt and its QEMU tell it.
+
+    socket     path libvirt gave QEMU to listen on
+    netdev     QEMU's netdev id, e.g. ``hostnet0``
+    chardev    QEMU's chardev id of that socket, e.g. ``charnet0``
+    ownership  None: this QEMU has no second connection (unpatched)
+    """
+
+    domain: str
+    domain_uuid: str
+    mac: str
+    socket: Path
+    netdev: str
+    chardev: str
+    ownership: RingOwnership | None
+
+
+@dataclass(frozen=True, slots=True)
 class VmPort:
     """One vhost-user interface of a running VM, joined from libvirt (domain, netdev) and OVSDB (interface).
 
-    socket       path libvirt gave QEMU to listen on; the key that joins the two
-    netdev       QEMU's netdev id, e.g. ``hostnet0``
-    chardev      QEMU's chardev id of libvirt's own socket, e.g. ``charnet0``
-    interface    name of the OVS interface
+    The fields of `VmInterface`, whose socket is the key that joins the two, and of the OVS interface its name,
+    OpenFlow port and the VNI of its tenant network.
     """
 
     domain: str
@@ -177,7 +198,7 @@ class VmPort:
     interface: str
     ofport: int
     vni: int | None
-    ownership: RingOwnership | None  # None: this QEMU has no second connection (unpatched)
+    ownership: RingOwnership | None
 
     @property
     def label(self) -> str:
@@ -224,6 +245,7 @@ class SwitchFacts:
     bridges: tuple[Bridge, ...]
     interfaces: tuple[Interface, ...]
     other_config: tuple[tuple[str, str], ...] = ()
+    managers: tuple[str, ...] = ()
 
     def vhost_interfaces(self) -> tuple[Interface, ...]:
         return tuple(i for i in self.interfaces if i.type in ("dpdkvhostuserclient", "dpdkvhostuser"))
@@ -277,7 +299,48 @@ class HostFacts:
     hugepages: tuple[HugepagePool, ...]
     steering_adapter: str
     steering_problem: str | None = None
-    warnings: tuple[str, ...] = field(default=())
 
     def slot(self, name: SlotName) -> SlotFacts:
         return self.slots[SLOTS.index(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class PortBinding:
+    """Where the standby's copy of one vhost interface connects to.
+
+    socket   path the new switch dials
+    origin   path libvirt knows, which a restarted VM listens on
+    chardev  QEMU's chardev behind `socket`, None for a port whose VM does not run
+    fresh    the socket is to be made by us and handed to QEMU; else it is libvirt's own, which QEMU listens on
+    """
+
+    interface: str
+    ofport: int
+    socket: Path
+    origin: Path
+    chardev: str | None
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringCapabilities:
+    """What a NIC can do for a run.
+
+    per_vm          one VM's overlay traffic can be sent elsewhere than the rest
+    dual_delivery   one VM's traffic can be given to both slots at once, so that the hand-over needs no exact moment
+    atomic_replace  a rule changes its target without a gap
+    """
+
+    per_vm: bool
+    dual_delivery: bool
+    atomic_replace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRule:
+    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes all overlay traffic."""
+
+    vni: int | None
+    mac: str | None
+    targets: tuple[SlotName, ...]
+    packets: int

@@ -1,0 +1,1 @@
+"""Reads the host's facts, and carries out plans step by step."""

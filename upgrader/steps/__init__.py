@@ -1,0 +1,23 @@
+"""The steps of a run, one file each, named after the verb."""
+
+from upgrader.core.plan import StepKind
+from upgrader.steps.attach_standby import AttachStandby
+from upgrader.steps.base import Context, Data, Step
+from upgrader.steps.close_window import CloseWindow
+from upgrader.steps.move_vm import MoveVm
+from upgrader.steps.open_window import OpenWindow
+from upgrader.steps.replicate import Replicate
+from upgrader.steps.retire import Retire
+from upgrader.steps.start_standby import StartStandby
+
+STEPS: dict[StepKind, Step] = {
+    StepKind.START_STANDBY: StartStandby(),
+    StepKind.REPLICATE: Replicate(),
+    StepKind.ATTACH_STANDBY: AttachStandby(),
+    StepKind.OPEN_WINDOW: OpenWindow(),
+    StepKind.MOVE_VM: MoveVm(),
+    StepKind.CLOSE_WINDOW: CloseWindow(),
+    StepKind.RETIRE: Retire(),
+}
+
+__all__ = ["STEPS", "Context", "Data", "Step"]

@@ -1,0 +1,229 @@
+"""Running VMs by libvirt, and the two vhost-user connections of their QEMU by QMP through libvirt.
+
+The QMP commands are those of qemu-patches/; a QEMU without them answers CommandNotFound, which reads as "no second
+connection" and not as an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import structlog
+
+from upgrader.core.errors import HostError
+from upgrader.core.model import (
+    CHARDEV_PREFIX,
+    Ring,
+    RingOwnership,
+    Standby,
+    SwitchResult,
+    VmInterface,
+    VmPort,
+)
+
+log = structlog.get_logger(__name__)
+
+
+def _quiet(_context: object, _error: object) -> None:
+    """libvirt prints errors on stderr by itself; they all come as exceptions, too."""
+
+
+libvirt.registerErrorHandler(_quiet, None)
+
+
+class LibvirtQmp:
+    """One connection to libvirtd; reopened when it was lost."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._connection: Any = None
+
+    def vm_interfaces(self) -> tuple[VmInterface, ...]:
+        found = []
+        for domain in self._open().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            try:
+                xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
+                connections = self._ownerships(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    continue  # it ended between the list and the look
+                raise self._error(domain.name(), error) from error
+            found += [_vm_interface(domain, element, connections) for element in _vhost_user(xml)]
+        return tuple(sorted(found, key=lambda i: (i.domain, i.netdev)))
+
+    def ownership(self, port: VmPort) -> RingOwnership | None:
+        return self._ownerships(self._domain(port)).get(port.netdev)
+
+    def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
+        """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
+
+        A chardev of that name that is there already is left over from a run that died: it goes first.
+        """
+        domain = self._domain(port)
+        if listener_fd is not None:
+            if chardev in self._chardevs(domain):
+                self._drop(domain, port, chardev)
+            name = f"{chardev}-socket"
+            self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
+            address = {"type": "fd", "data": {"str": name}}
+            backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+            self._qmp(domain, "chardev-add", {"id": chardev, "backend": backend})
+        try:
+            self._qmp(
+                domain,
+                "netdev-vhost-user-standby-attach",
+                {"id": port.netdev, "chardev": chardev, "peer-pid": peer_pid, "peer-uid": os.getuid()},
+            )
+        except HostError:
+            if listener_fd is not None:
+                self._qmp(domain, "chardev-remove", {"id": chardev})
+            raise
+
+    def detach_standby(self, port: VmPort) -> None:
+        domain = self._domain(port)
+        now = self._ownerships(domain).get(port.netdev)
+        if now and now.standby:
+            self._drop(domain, port, now.standby.chardev)
+
+    def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
+        arguments = {"id": port.netdev, "owner": owner, "generation": generation, "fenced": fenced}
+        return _switch_result(self._qmp(self._domain(port), "netdev-vhost-user-switch", arguments))
+
+    def _drop(self, domain: Any, port: VmPort, chardev: str) -> None:
+        """Detach `chardev` if it is the netdev's standby, and remove it if it is ours."""
+        now = self._ownerships(domain).get(port.netdev)
+        if now and now.standby and now.standby.chardev == chardev:
+            self._qmp(domain, "netdev-vhost-user-standby-detach", {"id": port.netdev})
+        if chardev.startswith(CHARDEV_PREFIX) and chardev in self._chardevs(domain):
+            self._qmp(domain, "chardev-remove", {"id": chardev})
+
+    def _ownerships(self, domain: Any) -> dict[str, RingOwnership]:
+        """By netdev id; empty for a QEMU without the patches."""
+        try:
+            answer = self._qmp(domain, "query-netdev-vhost-user", {})
+        except HostError as error:
+            if error.code == "QMP_COMMANDNOTFOUND":
+                return {}
+            raise
+        return {entry["id"]: _ownership(entry) for entry in answer}
+
+    def _chardevs(self, domain: Any) -> set[str]:
+        return {c["label"] for c in self._qmp(domain, "query-chardev", {})}
+
+    def _qmp(self, domain: Any, command: str, arguments: dict[str, Any], fds: list[int] | None = None) -> Any:
+        message = json.dumps({"execute": command, "arguments": arguments})
+        try:
+            if fds is None:
+                text = libvirt_qemu.qemuMonitorCommand(domain, message, 0)
+            else:
+                text, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, message, fds, 0)
+        except libvirt.libvirtError as error:
+            raise self._error(domain.name(), error) from error
+        answer = json.loads(text)
+        if "error" in answer:
+            kind, what = answer["error"]["class"], answer["error"]["desc"]
+            raise HostError(
+                f"QMP_{kind.upper()}",
+                f"QEMU of {domain.name()} refused {command}: {what}",
+                state="the VM keeps the connections it had",
+                next=f"virsh -c '{self._uri}' qemu-monitor-command {domain.name()} --pretty "
+                '\'{"execute": "query-netdev-vhost-user"}\'',
+            )
+        return answer["return"]
+
+    def _domain(self, port: VmPort) -> Any:
+        try:
+            return self._open().lookupByUUIDString(port.domain_uuid)
+        except libvirt.libvirtError as error:
+            raise self._error(port.domain, error) from error
+
+    def _open(self) -> Any:
+        if self._connection is not None and self._connection.isAlive():
+            return self._connection
+        try:
+            self._connection = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            raise HostError(
+                "LIBVIRT_UNREACHABLE",
+                f"no libvirt answers at {self._uri}: {error.get_error_message()}",
+                state="nothing was changed",
+                next=f"virsh -c '{self._uri}' list",
+            ) from error
+        return self._connection
+
+    def _error(self, domain: str, error: libvirt.libvirtError) -> HostError:
+        return HostError(
+            "LIBVIRT_FAILED",
+            f"libvirt about {domain}: {error.get_error_message()}",
+            state="the VM keeps the connections it had",
+            next=f"virsh -c '{self._uri}' domstate {domain}",
+        )
+
+
+def _vhost_user(xml: ET.Element) -> list[ET.Element]:
+    return [e for e in xml.iterfind("./devices/interface[@type='vhostuser']") if e.find("source") is not None]
+
+
+def _vm_interface(domain: Any, element: ET.Element, connections: dict[str, RingOwnership]) -> VmInterface:
+    """libvirt derives QEMU's ids from the alias: netdev ``host<alias>``, chardev ``char<alias>``."""
+    alias = _attribute(element, "alias", "name")
+    netdev = f"host{alias}"
+    return VmInterface(
+        domain=domain.name(),
+        domain_uuid=domain.UUIDString(),
+        mac=_attribute(element, "mac", "address").lower(),
+        socket=Path(_attribute(element, "source", "path")),
+        netdev=netdev,
+        chardev=f"char{alias}",
+        ownership=connections.get(netdev),
+    )
+
+
+def _attribute(element: ET.Element, child: str, name: str) -> str:
+    found = element.find(child)
+    return found.get(name, "") if found is not None else ""
+
+
+def _ownership(entry: dict[str, Any]) -> RingOwnership:
+    standby = entry.get("standby")
+    return RingOwnership(
+        owner=entry["owner"],
+        owner_connected=entry["owner-connected"],
+        owner_pid=entry.get("owner-pid"),
+        generation=entry["generation"],
+        standby=None
+        if standby is None
+        else Standby(
+            chardev=standby["chardev"],
+            connected=standby["connected"],
+            ready=standby["ready"],
+            reason=standby.get("reason"),
+            pid=standby.get("pid"),
+            expected_pid=standby.get("expected-pid"),
+        ),
+        in_doubt=entry.get("state") == "in-doubt",
+        rings=tuple(
+            Ring(r["index"], r["num"], r["avail-idx"], r["used-idx"], r["enabled"]) for r in entry.get("rings", [])
+        ),
+    )
+
+
+def _switch_result(answer: dict[str, Any]) -> SwitchResult:
+    return SwitchResult(
+        from_chardev=answer["from"],
+        to_chardev=answer["to"],
+        generation=answer["generation"],
+        reason=answer["reason"],
+        fenced=answer["fenced"],
+        quiesce_ns=answer["quiesce-ns"],
+        index_ns=answer["index-ns"],
+        activate_ns=answer["activate-ns"],
+        notify_ns=answer["notify-ns"],
+        blackout_ns=answer["blackout-ns"],
+    )

@@ -1,0 +1,191 @@
+"""The `upgrade` command. Data on stdout, progress and logs on stderr; exit codes are those of `core.errors.Exit`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import structlog
+import typer
+from rich.console import Console
+
+from upgrader.core.errors import BlockedError, Exit, UpgradeError, UsageError
+
+app = typer.Typer(no_args_is_help=False, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@app.callback(invoke_without_command=True)
+def upgrade(
+    context: typer.Context,
+    host: Annotated[
+        str | None, typer.Option("--host", help="The host to upgrade: localhost, or this machine's name.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Configuration (default: $OVS_UPGRADE_CONFIG, /etc/ovs-upgrade/config.toml)."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show findings and plan, change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the run.")] = False,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            "--restore",
+            metavar="a|b",
+            help="After a run that was cut off: bring every VM to this slot, retire the other.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plan or report as JSON on stdout.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that is run.")] = False,
+) -> None:
+    """Replace the OVS-DPDK of a host under its running VMs, one VM at a time."""
+    _logging(verbose)
+    if context.invoked_subcommand is not None:
+        return
+    if host is None:
+        raise UsageError(
+            "NO_HOST",
+            "no host was named",
+            state="nothing was changed",
+            next="upgrade --host localhost   (or: upgrade --help, upgrade lab up)",
+        )
+    if restore not in (None, "a", "b"):
+        raise UsageError(
+            "NO_SUCH_SLOT",
+            f"--restore takes a or b, not {restore}",
+            state="nothing was changed",
+            next=f"upgrade --host {host} --dry-run   (it names the slot that serves each VM)",
+        )
+    slot: Literal["a", "b"] | None = "a" if restore == "a" else "b" if restore == "b" else None
+    sys.exit(_upgrade(_local(host), config, dry_run=dry_run, yes=yes, restore=slot, as_json=as_json))
+
+
+def _upgrade(
+    host: str,
+    config: Path | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    restore: Literal["a", "b"] | None,
+    as_json: bool,
+) -> int:
+    # late: --help and errors about arguments need neither libvirt nor pyroute2, which take half a second to import
+    from upgrader import wiring  # noqa: PLC0415
+    from upgrader.cli import render  # noqa: PLC0415
+    from upgrader.config import config_path, load  # noqa: PLC0415
+    from upgrader.core import plan as planning  # noqa: PLC0415
+    from upgrader.core.report import plan_json  # noqa: PLC0415
+    from upgrader.engine.facts import gather  # noqa: PLC0415
+    from upgrader.engine.lock import host_lock  # noqa: PLC0415
+    from upgrader.engine.run import Run  # noqa: PLC0415
+
+    out, err = Console(), Console(stderr=True)
+    settings = load(config_path(config))
+    _require_root()
+    real, slots = wiring.host(settings), wiring.slots(settings)
+    with host_lock(settings.host.lock):
+        facts = gather(host, slots, real, vni_key=settings.host.vni_external_id, adapter=settings.nic.adapter)
+        capabilities = real.steering.capabilities()
+        accept = settings.policy.accept
+        plan = (
+            planning.restore(facts, capabilities, restore, accept)
+            if restore
+            else planning.upgrade(facts, capabilities, accept)
+        )
+        if dry_run and as_json:
+            sys.stdout.write(json.dumps(plan_json(plan), indent=2) + "\n")
+        render.show_findings(err, plan.findings)
+        if plan.blocking:
+            codes = ", ".join(f.code for f in plan.blocking)
+            raise BlockedError(
+                "BLOCKED",
+                f"{len(plan.blocking)} findings forbid the run: {codes}",
+                state="nothing was changed",
+                next="see `next` of each finding above",
+            )
+        if dry_run:
+            if not as_json:
+                render.show_plan(out, plan)
+            return Exit.DONE
+        render.show_plan(err, plan)
+        if not yes:
+            _ask(plan.source, plan.target)
+        report = Run(plan, real, slots, render.ConsoleRecorder(err), settings.policy.blackout_budget_us).execute()
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
+    render.show_report(err if as_json else out, report)
+    return {"done": Exit.DONE, "restored": Exit.RESTORED, "operator-needed": Exit.OPERATOR}[report.outcome]
+
+
+def _ask(source: str, target: str) -> None:
+    """Ask on a terminal; without one the answer has to be on the command line."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "NOT_CONFIRMED",
+            "there is no terminal to ask on",
+            state="nothing was changed",
+            next="the same command with --yes",
+        )
+    if not typer.confirm(f"Move every VM from slot {source} to slot {target}?", err=True):
+        raise UsageError("NOT_CONFIRMED", "not confirmed", state="nothing was changed", next="the same command again")
+
+
+def _local(host: str) -> str:
+    names = {*_LOCAL, socket.gethostname(), socket.getfqdn()}
+    if host not in names:
+        raise UsageError(
+            "HOST_UNKNOWN",
+            f"{host} is not this machine (which is {socket.gethostname()}), and other hosts are not reached from here yet",
+            state="nothing was changed",
+            next=f"on {host}: upgrade --host localhost",
+        )
+    return socket.gethostname() if host in _LOCAL else host
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise UsageError(
+            "NOT_ROOT",
+            "starting switches, steering and QEMU's monitor need root",
+            state="nothing was changed",
+            next="the same command with sudo",
+        )
+
+
+def _logging(verbose: bool) -> None:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+            if sys.stderr.isatty() or not os.environ.get("JOURNAL_STREAM")
+            else structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
+def main() -> None:
+    """Entry point: every error of ours ends with its three lines and its exit code."""
+    from upgrader.cli import render  # noqa: PLC0415
+
+    try:
+        app()
+    except UpgradeError as error:
+        render.show_error(Console(stderr=True), error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted before anything was changed")
+        sys.exit(Exit.STOPPED)
+
+
+if __name__ == "__main__":
+    main()

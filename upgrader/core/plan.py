@@ -1,0 +1,155 @@
+"""From facts to a plan: the ordered steps of one run. Pure; the same facts give the same plan."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from upgrader.core.findings import Finding, Severity, find
+from upgrader.core.inventory import bindings
+from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
+
+
+class StepKind(StrEnum):
+    """What a step does; one file each in `upgrader.steps`."""
+
+    START_STANDBY = "start-standby"
+    REPLICATE = "replicate"
+    ATTACH_STANDBY = "attach-standby"
+    OPEN_WINDOW = "open-window"
+    MOVE_VM = "move-vm"
+    CLOSE_WINDOW = "close-window"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of a plan; `port` for the steps that concern a single VM."""
+
+    kind: StepKind
+    title: str
+    port: VmPort | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do.
+
+    id         from the content: two plans with the same id do the same
+    source     slot whose switch serves the VMs now, and is retired
+    target     slot whose switch serves them afterwards
+    strategy   how a VM's traffic is moved: ``per-vm``, or ``per-vm-dual`` where both slots get it for the moment
+    loses      what the strategy can cost, in words for the operator
+    """
+
+    id: str
+    host: str
+    source: SlotName
+    target: SlotName
+    from_version: str | None
+    to_version: str | None
+    strategy: str
+    loses: str
+    ports: tuple[VmPort, ...]
+    bindings: tuple[PortBinding, ...]
+    steps: tuple[PlannedStep, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity is Severity.BLOCKING)
+
+
+def upgrade(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = ()) -> Plan:
+    """Start the switch of the other slot and move every VM to it."""
+    source = facts.active or "a"
+    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), start=True)
+
+
+def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName, accept: tuple[str, ...] = ()) -> Plan:
+    """Both slots run since a run was cut off: bring every VM to `slot`, whose switch runs, and retire the other."""
+    # being half-way is what this plan is for
+    found = tuple(
+        f
+        for f in find(facts, accept)
+        if f.code not in ("BOTH_SLOTS_OWN_VMS", "STANDBY_LEFT_OVER", "VM_SERVED_BY_OTHER")
+    )
+    if facts.slot(slot).status.vswitchd_pid is None:
+        found = (
+            Finding(
+                "SLOT_DOWN",
+                Severity.BLOCKING,
+                f"slot {slot} runs no switch, so no VM can be brought to it",
+                "upgrade --host localhost",
+            ),
+            *found,
+        )
+    return _plan(facts, capabilities, other_slot(slot), slot, found, start=False)
+
+
+def _plan(
+    facts: HostFacts,
+    capabilities: SteeringCapabilities,
+    source: SlotName,
+    target: SlotName,
+    findings: tuple[Finding, ...],
+    *,
+    start: bool,
+) -> Plan:
+    old, new = facts.slot(source), facts.slot(target)
+    to_move = tuple(p for p in facts.ports if start or not _owned_by(p, new.status.vswitchd_pid))
+    bound = bindings(to_move, facts.switch, new.slot) if facts.switch else ()
+    steps: list[PlannedStep] = []
+    if start:
+        steps.append(
+            PlannedStep(
+                StepKind.START_STANDBY,
+                f"start the switch of slot {target} ({new.installed_version}) beside {source}",
+            )
+        )
+        steps.append(
+            PlannedStep(
+                StepKind.REPLICATE,
+                f"copy OpenFlow state and neighbours from {source} to {target}, and compare",
+            )
+        )
+    steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
+    if to_move:
+        steps.append(PlannedStep(StepKind.OPEN_WINDOW, f"a steering rule for each VM, still to {source}"))
+    steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
+    steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
+    steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.status.version or 'stopped'})"))
+    strategy, loses = _strategy(capabilities)
+    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))
+    return Plan(
+        id=hashlib.sha256(content.encode()).hexdigest()[:12],
+        host=facts.host,
+        source=source,
+        target=target,
+        from_version=old.status.version,
+        to_version=new.installed_version,
+        strategy=strategy,
+        loses=loses,
+        ports=to_move,
+        bindings=bound,
+        steps=tuple(steps),
+        findings=findings,
+    )
+
+
+def _owned_by(port: VmPort, pid: int | None) -> bool:
+    return port.ownership is not None and pid is not None and port.ownership.owner_pid == pid
+
+
+def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:
+    across = "between two VMs, what is sent while they are on different switches"
+    if capabilities.dual_delivery:
+        return (
+            "per-vm-dual",
+            f"per VM what arrives during the hand-over itself, about a millisecond; {across}",
+        )
+    return (
+        "per-vm",
+        f"per VM what arrives between the hand-over and the turn of its rule, some milliseconds; {across}",
+    )

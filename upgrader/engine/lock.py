@@ -1,0 +1,33 @@
+"""One run at a time on a host: a lock file that the kernel frees when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from upgrader.core.errors import LockedError
+
+
+@contextmanager
+def host_lock(path: Path) -> Iterator[None]:
+    """Hold the host. Raises LockedError, naming the holder, when another run does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise LockedError(
+                "HOST_LOCKED",
+                f"another run holds this host (pid {holder}, lock {path})",
+                state="nothing was changed",
+                next=f"wait for it to end: tail --pid={holder} -f /dev/null",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
