@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,7 @@ class SlotProcesses:
             [
                 "prlimit",
                 "--core=0:0",
-                "--nofile=65536:65536",
+                f"--nofile={_descriptors()}",
                 "--",
                 str(slot.prefix / "sbin/ovs-vswitchd"),
                 f"unix:{slot.db_socket}",
@@ -180,6 +181,16 @@ class SlotProcesses:
         pid = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
         if pid is not None:
             _end(pid, lambda: live_pid(slot.vswitchd_pidfile, "ovs-vswitchd") is None, at_once=True)
+
+
+def _descriptors() -> str:
+    """Limit on open files as prlimit(1) takes it: many, for vhost sockets, but no more than we may ask for.
+
+    Raising the hard limit needs CAP_SYS_RESOURCE, which root in a container may lack.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
+    return f"{limit}:{limit}"
 
 
 def _end(pid: int, gone: Callable[[], bool], *, at_once: bool = False) -> None:
