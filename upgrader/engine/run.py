@@ -8,7 +8,7 @@ import structlog
 
 from upgrader.core.errors import UpgradeError
 from upgrader.core.model import Slot, SlotName
-from upgrader.core.plan import Plan, PlannedStep
+from upgrader.core.plan import Plan, PlannedStep, StepKind
 from upgrader.core.report import Outcome, RunReport, StepRecord, VmMove, vm_move
 from upgrader.ports import Host, Recorder
 from upgrader.steps import STEPS, Context, Data
@@ -78,14 +78,20 @@ class Run:
         return None
 
     def _back(self, failure: _Failure) -> Outcome:
-        """Undo in reverse. The first step whose undo fails does not keep the earlier ones from being undone."""
+        """Undo in reverse.
+
+        When a step cannot be undone, others of its kind still are (one VM that cannot go back keeps no other from
+        it), but what they all stood on stays: the switch, its connections and its rules serve whoever is left there.
+        """
         failed = self._plan.steps[failure.index]
         if failure.effect and not STEPS[failed.kind].undoable:
             return "operator-needed"
         last = failure.index if failure.effect else failure.index - 1
-        clean = True
+        stuck: StepKind | None = None
         for index in range(last, -1, -1):
             step = self._plan.steps[index]
+            if stuck not in (None, step.kind):
+                break
             before = self._host.clock.monotonic_s()
             error: Exception | None = None
             try:
@@ -93,11 +99,11 @@ class Run:
             except (UpgradeError, OSError) as problem:
                 log.debug("undo failed", step=step.title, exc_info=True)
                 error = problem
-                clean = False
+                stuck = step.kind
             took_s = self._host.clock.monotonic_s() - before
             self._record(step, "undo-failed" if error else "undone", took_s, _words(error) if error else "")
             self._recorder.undone(index + 1, step.title, error)
-        return "restored" if clean else "operator-needed"
+        return "restored" if stuck is None else "operator-needed"
 
     def _record(self, step: PlannedStep, state: str, took_s: float, detail: str) -> None:
         self._records.append(StepRecord(step.title, state, round(took_s, 4), detail))  # type: ignore[arg-type]
@@ -121,22 +127,16 @@ class Run:
         if failure is None:
             return report
         error = failure.error
-        where = (
-            plan.source
-            if outcome == "restored"
-            else "the switch that owns its rings (upgrade --host localhost --dry-run)"
-        )
-        state = (
-            f"everything was undone: slot {plan.source} serves every VM as before"
-            if outcome == "restored"
-            else f"every VM is served by {where}; what could not be undone stands above"
-        )
-        next_command = (
-            error.next if isinstance(error, UpgradeError) else f"upgrade --host localhost --restore {plan.source}"
-        )
-        if outcome == "operator-needed" and failure.effect and not STEPS[plan.steps[failure.index].kind].undoable:
-            state = f"every VM is served by slot {plan.target}; slot {plan.source} is not fully retired"
-            next_command = f"upgrade --host localhost --restore {plan.target}"
+        if outcome == "restored":
+            state = f"everything was undone: slot {plan.source} serves every VM as before"
+            next_command = error.next if isinstance(error, UpgradeError) else "the same command again"
+        else:
+            # forward where the old switch is gone or half retired, back where it can still serve
+            finished = failure.effect and not STEPS[plan.steps[failure.index].kind].undoable
+            old_runs = self._host.processes.status(self._context.source).vswitchd_pid is not None
+            to = plan.source if old_runs and not finished else plan.target
+            state = f"both switches may serve VMs; slot {to} can serve all of them"
+            next_command = f"upgrade --host localhost --restore {to}"
         return replace(report, error=_words(error), state=state, next=next_command)
 
 

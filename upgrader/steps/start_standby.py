@@ -12,6 +12,9 @@ class StartStandby:
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """A switch left in the slot by a run that died may go only if it serves nobody."""
+        self._require_idle(context)
+
+    def _require_idle(self, context: Context) -> None:
         pid = context.host.processes.status(context.target).vswitchd_pid
         if pid is None:
             return
@@ -22,8 +25,8 @@ class StartStandby:
             raise StepError(
                 "STANDBY_SERVES_VMS",
                 f"the switch that runs in slot {context.target.name} serves {', '.join(served)}",
-                state="nothing was changed",
-                next=f"upgrade --host localhost --restore {context.source.name}",
+                state="it goes on serving them",
+                next=f"upgrade --host localhost --restore {context.target.name}",
             )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
@@ -44,4 +47,5 @@ class StartStandby:
         context.host.database.wait_for_ports(context.target, [context.target.uplink], context.host.ready_timeout_s)
 
     def undo(self, context: Context, step: PlannedStep) -> None:
+        self._require_idle(context)
         context.host.processes.stop(context.target)

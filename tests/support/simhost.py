@@ -1,0 +1,361 @@
+"""A host in memory, under the same protocols as the real one, in which any call can be made to fail.
+
+It keeps the promises that QEMU's patches and the kernel keep (tests/integration holds the real ones to them): rings
+have one owner, a switch of owner names the owner and generation it expects, a dead owner's rings go to a ready
+standby. `World.trouble` lists every broken promise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.support.build_facts import slot, switch_facts, vm_interface
+from upgrader.core.errors import HostError
+from upgrader.core.model import (
+    CHARDEV_PREFIX,
+    HugepagePool,
+    PortBinding,
+    RingOwnership,
+    Slot,
+    SlotName,
+    SlotStatus,
+    Standby,
+    SteeringCapabilities,
+    SteeringRule,
+    SwitchFacts,
+    SwitchResult,
+    VmInterface,
+    VmPort,
+)
+from upgrader.ports import Host
+
+
+def refused(what: str) -> HostError:
+    return HostError("SIMULATED", what, state="simulated", next="nothing")
+
+
+@dataclass
+class World:
+    """The host's state, and the log of every call with an effect."""
+
+    vms: dict[str, VmInterface]
+    pids: dict[SlotName, int | None]
+    switch: SwitchFacts
+    flows: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
+    bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
+    fail_modes: dict[str, str | None] = field(default_factory=dict)
+    steady: SlotName = "a"
+    rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
+    listeners: set[Path] = field(default_factory=set)
+    links: dict[Path, Path] = field(default_factory=dict)
+    dual: bool = True
+    next_pid: int = 5000
+    now: float = 0.0
+    calls: list[str] = field(default_factory=list)
+    fault: Callable[[str, int], BaseException | None] = lambda name, count: None
+    trouble: list[str] = field(default_factory=list)
+
+    def call(self, name: str) -> None:
+        """Record an effect, or let it fail before it has any."""
+        self.calls.append(name)
+        error = self.fault(name, len(self.calls))
+        if error is not None:
+            raise error
+
+    def slot_of(self, pid: int | None) -> SlotName | None:
+        return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
+
+    def owners(self) -> dict[str, SlotName | None]:
+        """By domain, the slot that serves it."""
+        return {d: self.slot_of(v.ownership.owner_pid) if v.ownership else None for d, v in self.vms.items()}
+
+    def reached(self, vm: VmInterface) -> tuple[SlotName, ...]:
+        return self.rules.get((100, vm.mac), (self.steady,))
+
+    def unreached(self) -> list[str]:
+        """Domains whose overlay traffic goes only to a switch that does not serve them."""
+        return [d for d, owner in self.owners().items() if owner not in self.reached(self.vms[d])]
+
+    def die(self, name: SlotName) -> None:
+        """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
+        pid, self.pids[name] = self.pids[name], None
+        for domain, vm in self.vms.items():
+            o = vm.ownership
+            if o is None or pid is None:
+                continue
+            if o.owner_pid == pid and o.standby and o.standby.ready:
+                new = replace(
+                    o,
+                    owner=o.standby.chardev,
+                    owner_pid=o.standby.pid,
+                    generation=o.generation + 1,
+                    standby=Standby(o.owner, False, False, "lost", None, pid),
+                )
+            elif o.owner_pid == pid:
+                new = replace(o, owner_connected=False, owner_pid=None)
+            elif o.standby and o.standby.pid == pid:
+                new = replace(o, standby=replace(o.standby, connected=False, ready=False, reason="lost", pid=None))
+            else:
+                continue
+            self.vms[domain] = replace(vm, ownership=new)
+
+
+class SimProcesses:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def status(self, slot: Slot) -> SlotStatus:
+        pid = self._w.pids[slot.name]
+        return SlotStatus(pid, pid + 1 if pid else None, "3.1.0" if pid else None)
+
+    def installed_version(self, slot: Slot) -> str | None:
+        return "3.1.0"
+
+    def start_database(self, slot: Slot, image: Path | None = None) -> int:
+        self._w.call(f"start_database {slot.name}")
+        return 1
+
+    def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
+        self._w.call(f"start_switch {slot.name}")
+        self._w.next_pid += 10
+        self._w.pids[slot.name] = self._w.next_pid
+        return self._w.next_pid
+
+    def polled_queues(self, slot: Slot) -> dict[str, int]:
+        return {i.name: 1 for i in self._w.switch.interfaces}
+
+    def stop(self, slot: Slot) -> None:
+        self._w.call(f"stop {slot.name}")
+        serves = [d for d, owner in self._w.owners().items() if owner == slot.name]
+        if serves:
+            self._w.trouble.append(f"slot {slot.name} was stopped while it served {serves}")
+        self._w.die(slot.name)
+
+    def kill_switch(self, slot: Slot) -> None:
+        self._w.call(f"kill {slot.name}")
+        self._w.die(slot.name)
+
+
+class SimDatabase:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def read(self, slot: Slot) -> SwitchFacts:
+        return self._w.switch
+
+    def backup(self, slot: Slot, target: Path) -> None:
+        self._w.call(f"backup {slot.name}")
+
+    def rehome(self, slot: Slot, bindings: Sequence[PortBinding]) -> None:
+        self._w.call(f"rehome {slot.name}")
+        self._w.bound[slot.name] = tuple(bindings)
+
+    def set_fail_modes(self, slot: Slot, modes: dict[str, str | None]) -> None:
+        self._w.call(f"set_fail_modes {slot.name}")
+        self._w.fail_modes = modes
+
+    def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
+        if self._w.pids[slot.name] is None:
+            raise refused(f"slot {slot.name} is down")
+
+    def bind_socket(self, slot: Slot, interface: str, socket: Path) -> None:
+        self._w.call(f"bind_socket {slot.name}")
+
+
+class SimOpenFlow:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        return self._w.flows.get((slot.name, bridge), ())
+
+    def copy(self, source: Slot, target: Slot, bridge: str) -> int:
+        self._w.call(f"copy {bridge}")
+        self._w.flows[target.name, bridge] = self.flows(source, bridge)
+        return len(self.flows(source, bridge))
+
+    def difference(self, source: Slot, target: Slot, bridge: str) -> str:
+        ours, theirs = set(self.flows(target, bridge)), set(self.flows(source, bridge))
+        return "\n".join([f"-{f}" for f in sorted(theirs - ours)] + [f"+{f}" for f in sorted(ours - theirs)])
+
+    def copy_neighbours(self, source: Slot, target: Slot) -> int:
+        self._w.call("copy_neighbours")
+        return 1
+
+
+class SimHypervisor:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def vm_interfaces(self) -> tuple[VmInterface, ...]:
+        return tuple(self._w.vms[d] for d in sorted(self._w.vms))
+
+    def ownership(self, port: VmPort) -> RingOwnership | None:
+        return self._w.vms[port.domain].ownership
+
+    def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
+        self._w.call(f"attach {port.domain}")
+        now = self._own(port)
+        if now.standby and now.standby.chardev != chardev:
+            raise refused("another standby is attached")
+        self._set(port, replace(now, standby=Standby(chardev, True, True, None, peer_pid, peer_pid)))
+
+    def detach_standby(self, port: VmPort) -> None:
+        self._w.call(f"detach {port.domain}")
+        self._set(port, replace(self._own(port), standby=None))
+
+    def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
+        self._w.call(f"switch {port.domain}")
+        now = self._own(port)
+        if (now.owner, now.generation) != (owner, generation):
+            raise refused("owner or generation is another")
+        if now.standby is None or not now.standby.ready:
+            raise refused("the standby is not ready")
+        old = Standby(now.owner, True, True, None, now.owner_pid, now.owner_pid)
+        new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
+        self._set(port, new)
+        return SwitchResult(
+            old.chardev, new.owner, new.generation, "command", fenced, 300_000, 3_000, 400_000, 10_000, 713_000
+        )
+
+    def _own(self, port: VmPort) -> RingOwnership:
+        now = self._w.vms[port.domain].ownership
+        assert now is not None
+        return now
+
+    def _set(self, port: VmPort, new: RingOwnership) -> None:
+        self._w.vms[port.domain] = replace(self._w.vms[port.domain], ownership=new)
+
+
+class SimSteering:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def capabilities(self) -> SteeringCapabilities:
+        return SteeringCapabilities(per_vm=True, dual_delivery=self._w.dual, atomic_replace=True)
+
+    def steady(self, slot: SlotName) -> None:
+        self._w.call(f"steady {slot}")
+        self._w.steady = slot
+
+    def open_window(self, ports: Sequence[VmPort], slot: SlotName) -> None:
+        for port in ports:
+            self.move_vm(port, (slot,))
+
+    def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
+        self._w.call(f"steer {port.domain} {'+'.join(slots)}")
+        self._w.rules[port.vni, port.mac] = tuple(slots)
+
+    def close_window(self, slot: SlotName) -> None:
+        self._w.call(f"close_window {slot}")
+        self._w.steady = slot
+        self._w.rules.clear()
+
+    def rules(self) -> tuple[SteeringRule, ...]:
+        single = [SteeringRule(vni, mac, to, 0) for (vni, mac), to in self._w.rules.items()]
+        return (*single, SteeringRule(None, None, (self._w.steady,), 0))
+
+
+class SimResources:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def hugepages(self) -> tuple[HugepagePool, ...]:
+        return (HugepagePool(0, 2048, 256, 128),)
+
+    def netns_exists(self, netns: str | None) -> bool:
+        return True
+
+    def netdev_exists(self, netns: str | None, name: str) -> bool:
+        return True
+
+    def listen(self, path: Path) -> int:
+        self._w.call(f"listen {path.name}")
+        self._w.listeners.add(path)
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def redirect(self, path: Path, target: Path) -> None:
+        self._w.call(f"redirect {path.name}")
+        self._w.listeners.discard(path)
+        self._w.links[path] = target
+
+    def remove(self, path: Path) -> None:
+        self._w.listeners.discard(path)
+        self._w.links.pop(path, None)
+
+    def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
+        self._w.call("copy_addresses")
+
+
+class SimClock:
+    """Time goes on only by sleeping."""
+
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def now_ns(self) -> int:
+        return int(self._w.now * 1e9)
+
+    def monotonic_s(self) -> float:
+        return self._w.now
+
+    def sleep(self, seconds: float) -> None:
+        self._w.now += seconds
+
+
+class ListRecorder:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def intent(self, number: int, total: int, title: str) -> None:
+        self.events.append(("intent", title))
+
+    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None:
+        self.events.append(("outcome", title))
+
+    def failed(self, number: int, title: str, error: Exception) -> None:
+        self.events.append(("failed", title))
+
+    def undone(self, number: int, title: str, error: Exception | None) -> None:
+        self.events.append(("undone" if error is None else "undo-failed", title))
+
+
+def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
+    """A host whose slot a serves `vms` VMs, and nothing in slot b."""
+    machines = {f"vm{i}": vm_interface(i) for i in range(vms)}
+    world = World(vms=machines, pids={"a": 1001, "b": None}, switch=switch_facts(vms))
+    for name in ("br-int", "br-phy"):
+        world.flows["a", name] = ("priority=10 actions=drop",)
+    slots: dict[SlotName, Slot] = {"a": slot("a", rundir=tmp / "a"), "b": slot("b", rundir=tmp / "b")}
+    for s in slots.values():
+        for program in (
+            "sbin/ovs-vswitchd",
+            "sbin/ovsdb-server",
+            "bin/ovs-appctl",
+            "bin/ovs-ofctl",
+            "bin/ovsdb-client",
+        ):
+            path = tmp / "ovs" / program
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    slots = {n: replace(s, prefix=tmp / "ovs") for n, s in slots.items()}
+    host = Host(
+        processes=SimProcesses(world),
+        database=SimDatabase(world),
+        openflow=SimOpenFlow(world),
+        hypervisor=SimHypervisor(world),
+        steering=SimSteering(world),
+        resources=SimResources(world),
+        clock=SimClock(world),
+        ready_timeout_s=5.0,
+    )
+    return world, host, slots
+
+
+def is_ours(chardev: str) -> bool:
+    return chardev.startswith(CHARDEV_PREFIX)

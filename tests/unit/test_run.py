@@ -1,0 +1,293 @@
+"""Whole runs on the simulated host: there and back, a failure at every call, deaths of either switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.simhost import ListRecorder, World, is_ours, make, refused
+from upgrader.core import plan as planning
+from upgrader.core.errors import HostError
+from upgrader.core.model import HostFacts, Slot, SlotName
+from upgrader.core.plan import Plan, StepKind
+from upgrader.core.report import RunReport
+from upgrader.engine.facts import gather
+from upgrader.engine.run import Run
+from upgrader.ports import Host
+
+Made = tuple[World, Host, dict[SlotName, Slot]]
+
+
+def look(made: Made) -> HostFacts:
+    _, host, slots = made
+    return gather("h1", slots, host, vni_key="vni", adapter="sim")
+
+
+def upgrade_plan(made: Made) -> Plan:
+    return planning.upgrade(look(made), made[1].steering.capabilities())
+
+
+def carry_out(made: Made, plan: Plan, recorder: ListRecorder | None = None) -> RunReport:
+    _, host, slots = made
+    return Run(plan, host, slots, recorder or ListRecorder(), 20_000).execute()
+
+
+def settled(world: World, slot: SlotName) -> None:
+    """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run."""
+    assert set(world.owners().values()) == {slot}
+    assert world.steady == slot
+    assert world.rules == {}
+    assert world.unreached() == []
+    assert world.trouble == []
+    assert world.pids["b" if slot == "a" else "a"] is None
+    assert world.listeners == set()
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    made = make(tmp_path, vms=3)
+    world = made[0]
+    report = carry_out(made, upgrade_plan(made))
+    assert (report.outcome, report.error) == ("done", None)
+    assert [m.vm for m in report.moves] == ["vm0/vhu0", "vm1/vhu1", "vm2/vhu2"]
+    assert report.moves[0].blackout_us == 713.0
+    settled(world, "b")
+    # the new switch's next connection goes to where a restarted VM listens
+    assert world.links[tmp_path / "b/vhost/vhu0"] == Path("/run/vm0.sock")
+    back = carry_out(made, upgrade_plan(made))
+    assert (back.outcome, back.from_slot, back.to_slot) == ("done", "b", "a")
+    settled(world, "a")
+    for vm in world.vms.values():
+        assert vm.ownership is not None
+        assert vm.ownership.owner == "charnet0"
+        assert vm.ownership.standby is None or not is_ours(vm.ownership.standby.chardev)
+
+
+def test_intent_comes_before_every_effect(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    recorder = ListRecorder()
+    plan = upgrade_plan(made)
+    carry_out(made, plan, recorder)
+    assert recorder.events == [(what, s.title) for s in plan.steps for what in ("intent", "outcome")]
+
+
+def test_with_dual_delivery_a_packet_always_reaches_the_owner(tmp_path: Path) -> None:
+    made = make(tmp_path, vms=3)
+    world = made[0]
+    plan = upgrade_plan(made)
+    lost: list[list[str]] = []
+
+    def watch(name: str, count: int) -> None:
+        if any(world.rules):
+            lost.append(world.unreached())
+
+    world.fault = watch
+    carry_out(made, plan)
+    assert plan.strategy == "per-vm-dual"
+    assert len(lost) > 10
+    assert not any(lost)
+
+
+def test_without_dual_delivery_the_plan_says_what_it_loses(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made[0].dual = False
+    plan = upgrade_plan(made)
+    assert plan.strategy == "per-vm"
+    assert "between the hand-over and the turn" in plan.loses
+    assert carry_out(made, plan).outcome == "done"
+    settled(made[0], "b")
+
+
+def count_calls(tmp: Path, vms: int) -> int:
+    made = make(tmp, vms)
+    carry_out(made, upgrade_plan(made))
+    return len(made[0].calls)
+
+
+def retire_begins(calls: list[str]) -> int:
+    return calls.index("set_fail_modes b") + 1
+
+
+def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, int], BaseException | None]:
+    return lambda name, count: error() if count == number else None
+
+
+@pytest.mark.parametrize("error", [lambda: refused("no"), KeyboardInterrupt, lambda: OSError(5, "I/O error")])
+def test_a_failure_at_any_call_leaves_every_vm_served(tmp_path: Path, error: Callable[[], BaseException]) -> None:
+    made = make(tmp_path / "count")
+    carry_out(made, upgrade_plan(made))
+    total, retire = len(made[0].calls), retire_begins(made[0].calls)
+    for number in range(1, total + 1):
+        made = make(tmp_path / str(number))
+        world = made[0]
+        plan = upgrade_plan(made)
+        world.fault = fails_at(number, error)
+        report = carry_out(made, plan)
+        assert report.error
+        assert report.next
+        if number < retire:
+            assert report.outcome == "restored", (number, world.calls[-5:])
+            settled(world, "a")
+        else:
+            assert report.outcome == "operator-needed"
+            assert set(world.owners().values()) == {"b"}
+            assert world.unreached() == []
+            assert world.trouble == []
+
+
+def test_after_a_failed_retirement_the_command_it_names_ends_the_run(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+    world.fault = lambda name, count: refused("no") if name == "stop a" else None
+    report = carry_out(made, plan)
+    assert report.next == "upgrade --host localhost --restore b"
+    world.fault = lambda name, count: None
+    restored = carry_out(made, planning.restore(look(made), made[1].steering.capabilities(), "b"))
+    assert restored.outcome == "done"
+    settled(world, "b")
+
+
+class Killed(BaseException):
+    """SIGKILL of the coordinator: nothing of it runs any more, no undo."""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cut_off_anywhere_either_slot_can_be_restored(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    tmp = tmp_path_factory.mktemp("cut")
+    vms = data.draw(st.integers(1, 4))
+    number = data.draw(st.integers(1, count_calls(tmp / "count", vms)))
+    made = make(tmp / "run", vms)
+    world = made[0]
+    plan = upgrade_plan(made)
+    world.fault = fails_at(number, Killed)
+    with pytest.raises(Killed):
+        carry_out(made, plan)
+    assert world.trouble == []
+    assert None not in world.owners().values()
+    world.fault = lambda name, count: None
+    world.listeners.clear()
+    running = [n for n, pid in world.pids.items() if pid is not None]
+    to = data.draw(st.sampled_from(running))
+    facts = look(made)
+    again = planning.restore(facts, made[1].steering.capabilities(), to)
+    assert again.blocking == ()
+    report = carry_out(made, again)
+    assert report.outcome == "done", report.error
+    settled(world, to)
+
+
+def test_a_switch_that_dies_while_the_vms_move(tmp_path: Path) -> None:
+    """The new switch dies after the first VM went to it: QEMU brings that VM home, the run stops, all is as before."""
+    made = make(tmp_path, vms=3)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == "steer vm1 b+a":
+            world.die("b")
+
+    world.fault = die
+    report = carry_out(made, plan)
+    assert report.outcome == "restored"
+    settled(world, "a")
+
+
+def test_the_old_switch_dies_while_the_vms_move(tmp_path: Path) -> None:
+    """Then there is no way back: the VMs are with the new switch, and the report says how to finish."""
+    made = make(tmp_path, vms=3)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == "steer vm1 b+a":
+            world.die("a")
+
+    world.fault = die
+    report = carry_out(made, plan)
+    assert report.outcome == "operator-needed"
+    assert set(world.owners().values()) == {"b"}
+    assert world.trouble == []
+    assert report.next == "upgrade --host localhost --restore b"
+    world.fault = lambda name, count: None
+    assert carry_out(made, planning.restore(look(made), made[1].steering.capabilities(), "b")).outcome == "done"
+    settled(world, "b")
+
+
+def test_rings_that_stand_still_bring_the_vm_back(tmp_path: Path) -> None:
+    """A switch that acknowledged the rings and does nothing on them is found out, and everything undone."""
+    made = make(tmp_path)
+    world, host, _ = made
+    plan = upgrade_plan(made)
+    switch = host.hypervisor.switch
+
+    def stuck(port: object, owner: str, generation: int, *, fenced: bool = False) -> object:
+        from dataclasses import replace
+
+        result = switch(port, owner, generation, fenced=fenced)  # type: ignore[arg-type]
+        vm = world.vms["vm1"]
+        assert vm.ownership is not None
+        if port.domain == "vm1" and vm.ownership.owner.startswith("hotup"):  # type: ignore[attr-defined]
+            rings = tuple(replace(r, avail_idx=r.used_idx + 5) for r in vm.ownership.rings)
+            world.vms["vm1"] = replace(vm, ownership=replace(vm.ownership, rings=rings))
+        return result
+
+    host.hypervisor.switch = stuck  # type: ignore[assignment,method-assign]
+    report = carry_out(made, plan)
+    assert report.outcome == "restored"
+    assert "RINGS_STAND_STILL" in (report.error or "")
+    settled(world, "a")
+
+
+def test_plans_are_the_same_for_the_same_facts(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    first, second = upgrade_plan(made), upgrade_plan(made)
+    assert first.id == second.id
+    made[0].pids["a"] = 4242
+    assert upgrade_plan(made).id != first.id
+
+
+def test_plan_order(tmp_path: Path) -> None:
+    kinds = [s.kind for s in upgrade_plan(make(tmp_path, vms=2)).steps]
+    assert kinds == [
+        StepKind.START_STANDBY,
+        StepKind.REPLICATE,
+        StepKind.ATTACH_STANDBY,
+        StepKind.ATTACH_STANDBY,
+        StepKind.OPEN_WINDOW,
+        StepKind.MOVE_VM,
+        StepKind.MOVE_VM,
+        StepKind.CLOSE_WINDOW,
+        StepKind.RETIRE,
+    ]
+
+
+def test_a_standby_that_serves_vms_is_not_stopped(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    plan = upgrade_plan(made)
+    world = made[0]
+    world.pids["b"] = 77
+    port = plan.ports[0]
+    made[1].hypervisor.attach_standby(port, "hotup-b-hostnet0", None, 77)
+    made[1].hypervisor.switch(port, "charnet0", 0)
+    report = carry_out(made, plan)
+    assert "STANDBY_SERVES_VMS" in (report.error or "")
+    assert world.owners() == {"vm0": "b", "vm1": "a"}
+    assert world.trouble == []
+
+
+def test_gather_needs_libvirt(tmp_path: Path) -> None:
+    made = make(tmp_path)
+
+    def gone() -> object:
+        raise HostError("LIBVIRT_UNREACHABLE", "no libvirt", state="-", next="-")
+
+    made[1].hypervisor.vm_interfaces = gone  # type: ignore[assignment,method-assign]
+    with pytest.raises(HostError):
+        look(made)
