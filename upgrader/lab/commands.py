@@ -1,0 +1,191 @@
+"""`upgrade lab up | status | down`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from upgrader.core.errors import Exit, UpgradeError
+from upgrader.lab import spec as names
+from upgrader.lab.spec import LabSpec
+from upgrader.lab.up import Lab, LabStatus
+
+SCHEMA_VERSION = 1
+
+lab_app = typer.Typer(
+    name="lab",
+    help="A host in a box: real OVS-DPDK and real guests, in namespaces of this machine.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Option("--name", help="Name of the lab; several can be up side by side.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
+def _say(text: str) -> None:
+    """Progress for a person. That nobody reads it any more must not stop a lab from being built or taken down."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Run a command; show errors in the three parts every error has, and leave with its exit code."""
+    owner = os.getpid()
+
+    def as_interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        """SIGTERM takes the same way out as Ctrl-C, so that a stopped CI job leaves nothing behind."""
+        if os.getpid() != owner:  # a helper that a library has forked and now ends
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, as_interrupt)
+    try:
+        action()
+    except UpgradeError as error:
+        _say(f"error {error}\n  state: {error.state}\n  next:  {error.next}")
+        raise typer.Exit(int(error.exit_code)) from None
+    except KeyboardInterrupt:
+        _say("interrupted; what was made has been taken down")
+        raise typer.Exit(int(Exit.STOPPED)) from None
+
+
+@lab_app.command()
+def up(
+    vms: Annotated[int, typer.Option(help="Guests.")] = 4,
+    queues: Annotated[int, typer.Option(help="Queue pairs, and vCPUs, of each guest.")] = 1,
+    pages: Annotated[str, typer.Option(help="What guest memory stands on: 4k or 2m.")] = "4k",
+    name: Name = "lab",
+    json_out: Json = False,
+    ovs_prefix: Annotated[Path, typer.Option(hidden=True)] = names.DEFAULT_OVS_PREFIX,
+    qemu_binary: Annotated[Path, typer.Option(hidden=True)] = names.DEFAULT_QEMU_BINARY,
+) -> None:
+    """Build the lab. One that is up and healthy is left alone; a broken one is taken down first."""
+
+    def action() -> None:
+        start = time.monotonic()
+        # A wrong value of --pages is refused by the spec, in the words every error has.
+        lab = Lab(LabSpec(name, vms, queues, pages, ovs_prefix, qemu_binary), _say)  # type: ignore[arg-type]
+        built = lab.up()
+        took_s = time.monotonic() - start
+        _say(f"the lab {name!r} is up ({took_s:.1f} s)" if built else f"the lab {name!r} is up already")
+        if json_out:
+            sys.stdout.write(json.dumps(_as_json(lab.status()) | {"built": built, "took_s": round(took_s, 3)}) + "\n")
+        else:
+            sys.stdout.write(f"next: upgrade --config {lab.config_path} --host localhost\n")
+
+    _guarded(action)
+
+
+@lab_app.command()
+def status(name: Name = "lab", json_out: Json = False) -> None:
+    """What runs: slots, libvirtd, guests, and whether they are ready."""
+
+    def action() -> None:
+        seen = Lab.existing(name).status()
+        if json_out:
+            sys.stdout.write(json.dumps(_as_json(seen)) + "\n")
+        else:
+            _show(seen)
+
+    _guarded(action)
+
+
+@lab_app.command()
+def down(name: Name = "lab") -> None:
+    """Take the lab down, whatever there is of it; nothing stays behind."""
+
+    def action() -> None:
+        gone = Lab.existing(name, _say).down()
+        _say(f"the lab {name!r} is gone" if gone else f"there was nothing of a lab {name!r}")
+
+    _guarded(action)
+
+
+def _as_json(seen: LabStatus) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": seen.spec.name,
+        "phase": seen.phase,
+        "healthy": seen.healthy,
+        "problems": list(seen.problems),
+        "config": str(seen.spec.config_path),
+        "options": seen.spec.to_json(),
+        "libvirt_uri": seen.spec.libvirt_uri,
+        "libvirtd_pid": seen.libvirtd_pid,
+        "slots": [
+            {
+                "name": s.name,
+                "netns": s.netns,
+                "vswitchd_pid": s.vswitchd_pid,
+                "ovsdb_pid": s.ovsdb_pid,
+                "version": s.version,
+            }
+            for s in seen.slots
+        ],
+        "guests": [
+            {
+                "name": g.vm.name,
+                "ip": g.vm.ip,
+                "mac": g.vm.mac,
+                "port": g.vm.port,
+                "channel": str(g.vm.channel),
+                "qemu_pid": g.qemu_pid,
+                "ready": g.ready,
+            }
+            for g in seen.guests
+        ],
+    }
+
+
+def _show(seen: LabStatus) -> None:
+    console = Console(highlight=False)
+    if seen.phase is None:
+        console.print(f"there is no lab {seen.spec.name!r}\nnext: upgrade lab up --name {seen.spec.name}")
+        return
+    console.print(f"lab {seen.spec.name!r}: {'healthy' if seen.healthy else 'not healthy'}")
+    for problem in seen.problems:
+        console.print(f"  {problem}")
+    table = Table("part", "where", "pid", "state")
+    for slot in seen.slots:
+        up_now = slot.vswitchd_pid is not None
+        table.add_row(
+            f"slot {slot.name}",
+            slot.netns,
+            str(slot.vswitchd_pid or "-"),
+            f"up, OVS {slot.version}" if up_now else "down",
+        )
+    table.add_row(
+        "libvirtd", str(seen.spec.libvirt_socket), str(seen.libvirtd_pid or "-"), "up" if seen.libvirtd_pid else "down"
+    )
+    for guest in seen.guests:
+        state = "down" if guest.qemu_pid is None else "ready" if guest.ready else "booting"
+        table.add_row(guest.vm.name, guest.vm.ip, str(guest.qemu_pid or "-"), state)
+    console.print(table)
+    if seen.healthy:
+        console.print(f"next: upgrade --config {seen.spec.config_path} --host localhost")
+    else:
+        console.print(f"next: upgrade lab up --name {seen.spec.name}, or upgrade lab down --name {seen.spec.name}")
+
+
+if __name__ == "__main__":
+    # Without the main command in front nobody has set up logging yet.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    lab_app()
