@@ -238,6 +238,11 @@ class FlowTrace:
         if rest := len(self._arrived) - 1 - last:
             self._arrivals_ns.append(self._arrivals_ns[-1] + rest * NS_PER_S // rate)
 
+    @property
+    def lost_sequences(self) -> tuple[int, ...]:
+        """What was sent and never arrived, in order."""
+        return tuple(self._lost)
+
     def sequences_in(self, window: Window | None) -> range:
         """The sequence numbers that fell due in a window (all without one)."""
         total = len(self.sender.lateness_us)

@@ -224,9 +224,14 @@ class Agent:
         f, _ = self._request("ping", {"dst": address, "timeout_ms": timeout_ms}, wait_s=timeout_ms / 1000)
         return int(f["rtt_us"]) if f["reachable"] == "1" else None
 
-    def receive_flow(self, flow: int, port: int, *, records: int, duration_ms: int) -> None:
+    def receive_flow(
+        self, flow: int, port: int, *, records: int, duration_ms: int, receive_buffer_bytes: int | None = None
+    ) -> None:
         """Record what arrives at a UDP port, from now on and for `duration_ms` at most."""
-        self._request("recv", {"flow": flow, "port": port, "records": records, "duration_ms": duration_ms})
+        arguments: dict[str, object] = {"flow": flow, "port": port, "records": records, "duration_ms": duration_ms}
+        if receive_buffer_bytes is not None:
+            arguments["rcvbuf"] = receive_buffer_bytes
+        self._request("recv", arguments)
 
     def send_flow(
         self,
