@@ -95,7 +95,7 @@ def ovs_interface(number: int, **changes: object) -> Interface:
     return Interface(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def switch_facts(interfaces: int, **changes: object) -> SwitchFacts:
+def switch_facts(ports: int, **changes: object) -> SwitchFacts:
     uplink = Interface("uplink0", "br-phy", "dpdk", (), (), 1, "up", None)
     fields: dict[str, object] = {
         "version": "3.1.0",
@@ -103,7 +103,7 @@ def switch_facts(interfaces: int, **changes: object) -> SwitchFacts:
             Bridge("br-int", "netdev", "secure", (), ("priority=10,in_port=1 actions=output:2",)),
             Bridge("br-phy", "netdev", "secure", (), ()),
         ),
-        "interfaces": (*(ovs_interface(i) for i in range(interfaces)), uplink),
+        "interfaces": (*(ovs_interface(i) for i in range(ports)), uplink),
     }
     return SwitchFacts(**{**fields, **changes})  # type: ignore[arg-type]
 

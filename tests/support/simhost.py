@@ -332,17 +332,10 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
     for name in ("br-int", "br-phy"):
         world.flows["a", name] = ("priority=10 actions=drop",)
     slots: dict[SlotName, Slot] = {"a": slot("a", rundir=tmp / "a"), "b": slot("b", rundir=tmp / "b")}
-    for s in slots.values():
-        for program in (
-            "sbin/ovs-vswitchd",
-            "sbin/ovsdb-server",
-            "bin/ovs-appctl",
-            "bin/ovs-ofctl",
-            "bin/ovsdb-client",
-        ):
-            path = tmp / "ovs" / program
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    for program in ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovs-appctl", "bin/ovs-ofctl", "bin/ovsdb-client"):
+        path = tmp / "ovs" / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     slots = {n: replace(s, prefix=tmp / "ovs") for n, s in slots.items()}
     host = Host(
         processes=SimProcesses(world),

@@ -1,0 +1,171 @@
+"""The contract of steering, held by the real kernel (tc u32) and by the simulated host alike; then real packets."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.build_facts import vm_port
+from tests.support.simhost import SimSteering, make
+from upgrader.adapters import gate
+from upgrader.adapters.tc_u32 import TcU32
+from upgrader.core.errors import HostError
+from upgrader.core.model import SlotName
+from upgrader.ports import Steering
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Nic:
+    """A PF and two VFs as veth pairs in one namespace; `wire` is the PF's other end, `vf1`/`vf2` those of the VFs."""
+
+    netns: str
+
+    def tc(self, *arguments: str) -> str:
+        return gate.run(["tc", *arguments], netns=self.netns).stdout
+
+
+@pytest.fixture
+def nic() -> Iterator[Nic]:
+    netns = f"t{os.getpid()}-nic"
+    gate.run(["ip", "netns", "add", netns])
+    try:
+        for left, right in (("pf0", "wire"), ("vf1r", "vf1"), ("vf2r", "vf2")):
+            gate.run(["ip", "-n", netns, "link", "add", left, "type", "veth", "peer", "name", right])
+            for name in (left, right):
+                gate.run(["ip", "-n", netns, "link", "set", name, "up"])
+        yield Nic(netns)
+    finally:
+        gate.run(["ip", "netns", "del", netns])
+
+
+def real(nic: Nic) -> TcU32:
+    return TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789)
+
+
+@pytest.fixture(params=["tc_u32", "simulated"])
+def steering(request: pytest.FixtureRequest, tmp_path: Path) -> Steering:
+    if request.param == "simulated":
+        return SimSteering(make(tmp_path)[0])
+    return real(request.getfixturevalue("nic"))
+
+
+def table(steering: Steering) -> dict[tuple[int | None, str | None], set[SlotName]]:
+    return {(r.vni, r.mac): set(r.targets) for r in steering.rules()}
+
+
+def test_contract_a_window_opens_moves_and_closes(steering: Steering) -> None:
+    ports = [vm_port(i) for i in range(3)]
+    steering.steady("a")
+    assert table(steering) == {(None, None): {"a"}}
+    steering.open_window(ports, "a")
+    assert table(steering) == {(None, None): {"a"}, **{(100, p.mac): {"a"} for p in ports}}
+    steering.move_vm(ports[1], ("b", "a"))
+    assert table(steering)[100, ports[1].mac] == {"a", "b"}
+    assert table(steering)[100, ports[0].mac] == {"a"}
+    steering.move_vm(ports[1], ("b",))
+    assert table(steering)[100, ports[1].mac] == {"b"}
+    steering.close_window("b")
+    assert table(steering) == {(None, None): {"b"}}
+
+
+def test_contract_every_verb_may_be_said_twice(steering: Steering) -> None:
+    port = vm_port(0)
+    for _ in range(2):
+        steering.steady("b")
+        steering.open_window([port], "b")
+        steering.move_vm(port, ("a",))
+    assert table(steering) == {(None, None): {"b"}, (100, port.mac): {"a"}}
+    for _ in range(2):
+        steering.close_window("a")
+    assert table(steering) == {(None, None): {"a"}}
+
+
+def test_rules_of_others_are_neither_seen_nor_touched(nic: Nic) -> None:
+    steering = real(nic)
+    nic.tc("qdisc", "add", "dev", "pf0", "ingress")
+    # one at another priority, one at ours that matches something else
+    for prio, match in (("100", ["ip", "dport", "53", "0xffff"]), ("10", ["ip", "dport", "80", "0xffff"])):
+        nic.tc("filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", prio, "u32", "match", *match,
+               "action", "mirred", "egress", "redirect", "dev", "vf2r")  # fmt: skip
+    steering.steady("a")
+    steering.open_window([vm_port(0)], "a")
+    steering.close_window("b")
+    assert table(steering) == {(None, None): {"b"}}
+    left = nic.tc("filter", "show", "dev", "pf0", "ingress")
+    assert "00350000/ffff0000" in left.replace(" ", "") or "00000035/0000ffff" in left
+    assert "00500000/ffff0000" in left.replace(" ", "") or "00000050/0000ffff" in left
+
+
+def test_a_missing_netdev_or_namespace_is_said(nic: Nic) -> None:
+    with pytest.raises(HostError, match="no netdev vf9"):
+        TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf9"}, 4789).steady("a")
+    with pytest.raises(HostError, match="no network namespace"):
+        TcU32("pf0", "no-such-netns", {"a": "vf1r", "b": "vf2r"}, 4789).rules()
+    assert not Path("/run/netns/no-such-netns").exists()  # looking must not create it
+
+
+def frame(vni: int, mac: str, *, dport: int = 4789, ihl: int = 5, fragment: int = 0, proto: int = 17) -> bytes:
+    """An Ethernet frame with IPv4, UDP, VXLAN and an inner Ethernet header."""
+    inner = bytes.fromhex(mac.replace(":", "")) + bytes(6) + b"\x08\x00" + bytes(46)
+    vxlan = struct.pack(">II", 0x08000000, vni << 8) + inner
+    udp = struct.pack(">HHHH", 49152, dport, 8 + len(vxlan), 0) + vxlan
+    ip = struct.pack(
+        ">BBHHHBBH4s4s",
+        0x40 | ihl,
+        0,
+        ihl * 4 + len(udp),
+        1,
+        fragment,
+        64,
+        proto,
+        0,
+        bytes([10, 9, 0, 2]),
+        bytes([10, 9, 0, 1]),
+    )
+    return b"\xff" * 6 + b"\x02" * 6 + b"\x08\x00" + ip + bytes(ihl * 4 - 20) + udp
+
+
+def arrivals(nic: Nic, sent: bytes) -> set[SlotName]:
+    """Send one frame on the wire and say at which VFs it came out."""
+    script = (
+        "import socket,sys\n"
+        "sinks={}\n"
+        "for slot,name in (('a','vf1'),('b','vf2')):\n"
+        " s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW,socket.ntohs(3)); s.bind((name,0)); s.settimeout(0.3); sinks[slot]=s\n"
+        "frame=bytes.fromhex(sys.argv[1])\n"
+        "w=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); w.bind(('wire',0)); w.send(frame)\n"
+        "for slot,s in sinks.items():\n"
+        " try:\n"
+        "  while s.recv(2048)!=frame: pass\n"
+        "  print(slot)\n"
+        " except TimeoutError: pass\n"
+    )
+    out = gate.run(["/usr/bin/python3", "-c", script, sent.hex()], netns=nic.netns).stdout
+    return {s for s in ("a", "b") if s in out.split()}  # type: ignore[misc]
+
+
+def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
+    steering = real(nic)
+    moved, stays = vm_port(1), vm_port(2)
+    steering.steady("a")
+    steering.open_window([moved, stays], "a")
+    assert arrivals(nic, frame(100, moved.mac)) == {"a"}
+    steering.move_vm(moved, ("b", "a"))
+    assert arrivals(nic, frame(100, moved.mac)) == {"a", "b"}
+    steering.move_vm(moved, ("b",))
+    assert arrivals(nic, frame(100, moved.mac)) == {"b"}
+    assert arrivals(nic, frame(100, stays.mac)) == {"a"}
+    assert arrivals(nic, frame(101, moved.mac)) == {"a"}  # the same MAC in another tenant's network
+    assert arrivals(nic, frame(100, "ff:ff:ff:ff:ff:ff")) == {"a"}
+    assert arrivals(nic, frame(100, moved.mac, dport=53)) == set()  # not overlay: the kernel's
+    assert arrivals(nic, frame(100, moved.mac, proto=6)) == set()
+    assert arrivals(nic, frame(100, moved.mac, fragment=185)) == set()  # no UDP header in a later fragment
+    steering.close_window("b")
+    assert arrivals(nic, frame(100, stays.mac)) == {"b"}

@@ -1,0 +1,66 @@
+"""Real switches without DPDK, for what needs OVSDB and OpenFlow but no packets from a VM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, cast
+
+from upgrader.adapters import gate
+from upgrader.adapters.slot_process import SlotProcesses, slot_env
+from upgrader.core.model import Slot
+
+PREFIX = Path(__file__).resolve().parents[2] / "build/stack/ovs"
+
+
+class SlotFactory:
+    """Starts slots, each in a namespace named after this process, and takes them all down at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._slots: list[Slot] = []
+
+    def __enter__(self) -> SlotFactory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for slot in self._slots:
+            SlotProcesses().stop(slot)
+            gate.run(["ip", "netns", "del", str(slot.netns)])
+
+    def start(self, name: str) -> Slot:
+        """A slot `a` or `b` that runs."""
+        slot = self.make(name)
+        SlotProcesses().start_database(slot)
+        SlotProcesses().start_switch(slot)
+        return slot
+
+    def make(self, name: str) -> Slot:
+        netns = f"t{os.getpid()}-{name}"
+        slot = Slot(
+            name=cast("Literal['a', 'b']", name),
+            prefix=PREFIX,
+            rundir=self._folder / name,
+            netns=netns,
+            vf="lo",
+            representor=None,
+            uplink="uplink0",
+            devargs="net_null0",
+            pmd_cpu_mask="0x1",
+            socket_mem_mib="64",
+            dpdk_extra="--no-huge",
+        )
+        gate.run(["ip", "netns", "add", netns])
+        self._slots.append(slot)
+        return slot
+
+
+def vsctl(slot: Slot, *command: str) -> str:
+    return gate.run([str(slot.prefix / "bin/ovs-vsctl"), "--timeout=10", *command], env=slot_env(slot)).stdout
+
+
+def ofctl(slot: Slot, *command: str) -> str:
+    return gate.run([str(slot.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow15", *command], env=slot_env(slot)).stdout
