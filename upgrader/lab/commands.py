@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -43,24 +43,31 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _guarded(action: Callable[[], None]) -> None:
+def _guarded(action: Callable[[], None], interrupted: str) -> None:
     """Run a command; show errors in the three parts every error has, and leave with its exit code."""
     owner = os.getpid()
+    asked = False
 
-    def as_interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        """SIGTERM takes the same way out as Ctrl-C, so that a stopped CI job leaves nothing behind."""
+    def once(number: int, _frame: FrameType | None) -> None:
+        """SIGTERM takes the same way out as Ctrl-C; impatience does not cut the way out short."""
+        nonlocal asked
         if os.getpid() != owner:  # a helper that a library has forked and now ends
             os._exit(128 + number)
+        if asked:
+            _say("still taking down what was made")
+            return
+        asked = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, as_interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, once)
     try:
         action()
     except UpgradeError as error:
         _say(f"error {error}\n  state: {error.state}\n  next:  {error.next}")
         raise typer.Exit(int(error.exit_code)) from None
     except KeyboardInterrupt:
-        _say("interrupted; what was made has been taken down")
+        _say(f"interrupted: {interrupted}")
         raise typer.Exit(int(Exit.STOPPED)) from None
 
 
@@ -88,7 +95,7 @@ def up(
         else:
             sys.stdout.write(f"next: upgrade --config {lab.config_path} --host localhost\n")
 
-    _guarded(action)
+    _guarded(action, "nothing of the lab is left")
 
 
 @lab_app.command()
@@ -102,7 +109,7 @@ def status(name: Name = "lab", json_out: Json = False) -> None:
         else:
             _show(seen)
 
-    _guarded(action)
+    _guarded(action, "nothing was changed")
 
 
 @lab_app.command()
@@ -113,7 +120,7 @@ def down(name: Name = "lab") -> None:
         gone = Lab.existing(name, _say).down()
         _say(f"the lab {name!r} is gone" if gone else f"there was nothing of a lab {name!r}")
 
-    _guarded(action)
+    _guarded(action, f"parts of the lab may be left; next: upgrade lab down --name {name}")
 
 
 def _as_json(seen: LabStatus) -> dict[str, Any]:

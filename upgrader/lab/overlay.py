@@ -149,6 +149,9 @@ def start_switch(lab: LabSpec, slot: Slot) -> None:
     # The VTEP address on LOCAL: OVS takes a tunnel's source and next hop from the kernel's routes in its namespace.
     gate.run(["ip", "-n", str(slot.netns), "addr", "add", f"{names.HOST_VTEP}/24", "dev", names.BR_PHY])
     gate.run(["ip", "-n", str(slot.netns), "link", "set", names.BR_PHY, "up"])
+    # As the host's agent would from the kernel's table: without it the first packet to the remote VTEP is dropped while
+    # OVS asks. Later answers come in by the copy that every VF gets.
+    processes.appctl(slot, "tnl/neigh/set", names.BR_PHY, names.REMOTE_VTEP, names.REMOTE_UNDERLAY_MAC)
 
 
 def vsctl(slot: Slot, *args: str) -> str:

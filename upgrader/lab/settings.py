@@ -31,6 +31,8 @@ def settings(lab: LabSpec) -> dict[str, Any]:
             "pmd_cpu_mask": _PMD_CPU_MASK[name],
             "socket_mem_mib": str(names.SLOT_MEMORY_MIB),
             "dpdk_extra": f"--in-memory --no-pci --file-prefix={lab.name}-{name} --no-telemetry",
+            # Where DPDK keeps its run-time directory (systemd.exec(5)), else /run/dpdk: nothing of a lab stands there.
+            "env": {"RUNTIME_DIRECTORY": str(lab.directory / f"slot-{name}")},
         }
     return {
         "host": {

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import shutil
 
-import structlog
-
 from upgrader.core.errors import HostError
 from upgrader.lab import host, topology
 from upgrader.lab.host import Hugepages
-from upgrader.lab.spec import RUN_ROOT, LabSpec
+from upgrader.lab.spec import LabSpec
 from upgrader.lab.state import LabState, Phase, path_of, write
-
-log = structlog.get_logger(__name__)
 
 _ROUNDS = 3
 
@@ -53,7 +49,3 @@ def take_down(state: LabState) -> None:
     shutil.rmtree(lab.directory, ignore_errors=True)
     if lab.directory.exists():
         shutil.rmtree(lab.directory)  # again, to say what is in the way
-    try:
-        RUN_ROOT.rmdir()
-    except OSError:
-        log.debug("another lab lives here", directory=str(RUN_ROOT))
