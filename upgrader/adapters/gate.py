@@ -49,11 +49,13 @@ def run(
     timeout_s: float = 30.0,
     check: bool = True,
     pass_fds: Sequence[int] = (),
+    show_stderr: bool = False,
 ) -> Completed:
     """Run a command to its end.
 
-    `env` is added to ours. Raises CommandError when it cannot be started, exceeds `timeout_s` (it is killed
-    then), or, with `check`, exits with anything but 0.
+    `env` is added to ours; with `show_stderr` what it says there goes to our own stderr as it comes. Raises
+    CommandError when it cannot be started, exceeds `timeout_s` (it is killed then), or, with `check`, exits with
+    anything but 0.
     """
     full = in_netns(argv, netns)
     line = paste(full, env)
@@ -62,7 +64,8 @@ def run(
         done = subprocess.run(
             full,
             input=stdin,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=None if show_stderr else subprocess.PIPE,
             text=True,
             errors="replace",
             cwd=cwd,
@@ -80,7 +83,7 @@ def run(
         raise CommandError(line, f"did not end within {timeout_s:g} s and was killed", text) from error
     if check and done.returncode != 0:
         raise CommandError(line, f"exited with {done.returncode}", done.stderr or done.stdout)
-    return Completed(tuple(full), done.returncode, done.stdout, done.stderr)
+    return Completed(tuple(full), done.returncode, done.stdout, done.stderr or "")
 
 
 def spawn(

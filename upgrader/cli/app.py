@@ -173,11 +173,18 @@ def _logging(verbose: bool) -> None:
     )
 
 
+def _mount_lab() -> None:
+    from upgrader.lab.commands import lab_app  # noqa: PLC0415
+
+    app.add_typer(lab_app)
+
+
 def main() -> None:
     """Entry point: every error of ours ends with its three lines and its exit code."""
     from upgrader.cli import render  # noqa: PLC0415
 
     try:
+        _mount_lab()
         app()
     except UpgradeError as error:
         render.show_error(Console(stderr=True), error)

@@ -1,0 +1,157 @@
+"""A lab's host put through upgrades and a stock restart under traffic, by the same command an operator types."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upgrader.adapters import gate
+from upgrader.adapters.slot_process import SlotProcesses
+from upgrader.config import load
+from upgrader.core.errors import HostError
+from upgrader.core.model import SLOTS, Slot
+from upgrader.lab import stock
+from upgrader.lab.figures import Felt
+from upgrader.lab.spec import LabSpec
+from upgrader.lab.traffic.protocol import LinkState
+from upgrader.lab.traffic.session import TrafficRun, TrafficSession
+
+LONGEST_S = 180.0
+BEFORE_S = 2.0  # traffic runs for so long before an event,
+AFTER_S = 2.0  # and after it
+RESTART_SETTLE_MS = 5000  # what comes after a restart belongs to it for so long
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One upgrade under traffic: what each VM felt, and what its guest saw of its NIC (empty: nothing)."""
+
+    felt: tuple[Felt, ...]
+    disturbed: Mapping[str, str]
+
+
+class Exercise:
+    """Drives one lab. `control` is the run in which nothing happened, for the gaps to stand beside."""
+
+    def __init__(self, lab: LabSpec, session: TrafficSession) -> None:
+        self._lab = lab
+        self._session = session
+        self._slots: dict[str, Slot] = {n: load(lab.config_path).slot(n) for n in SLOTS}
+
+    def control(self, seconds: float) -> TrafficRun:
+        return self._session.control(seconds)
+
+    def upgrade(self, control: TrafficRun) -> Moved:
+        """Run `upgrade --host localhost` under traffic. Raises HostError when it fails."""
+        self._session.start(LONGEST_S)
+        time.sleep(BEFORE_S)
+        report = self._command()
+        time.sleep(AFTER_S)
+        offset = time.monotonic_ns() - time.time_ns()  # the report's moments are CLOCK_REALTIME
+        for move in report["moves"]:
+            self._session.add_window(move["vm"], move["started_at_ns"] + offset, move["ended_at_ns"] + offset)
+        run = self._session.finish(stop=True)
+        event = f"{report['from_slot']} -> {report['to_slot']}"
+        felt = []
+        for move in report["moves"]:
+            domain = str(move["vm"]).split("/", maxsplit=1)[0]
+            figures = run.figures(run.window(move["vm"]), control=control)
+            felt.append(Felt(event, domain, move["blackout_us"], {f.direction: f for f in figures if f.vm == domain}))
+        return Moved(tuple(felt), disturbances(run.links))
+
+    def stock_restart(self, control: TrafficRun, prefix: Path) -> tuple[Felt, ...]:
+        """Restart the running switch the packaged way, under traffic, with the distribution's own binaries."""
+        slot = self._active()
+        self._session.start(LONGEST_S)
+        time.sleep(BEFORE_S)
+        with self._events() as events, self._session.window("restart"):
+            stock.restart(slot, prefix)
+        time.sleep(RESTART_SETTLE_MS / 1000)
+        run = self._session.finish(stop=True)
+        figures = run.figures(run.window("restart"), control=control, settle_ms=RESTART_SETTLE_MS)
+        outages = outages_us(events.read_text())
+        return tuple(
+            Felt("stock restart", vm.name, outages[vm.name], {f.direction: f for f in figures if f.vm == vm.name})
+            for vm in self._lab.guests
+        )
+
+    def _active(self) -> Slot:
+        running = [s for s in self._slots.values() if SlotProcesses().status(s).vswitchd_pid]
+        if len(running) != 1:
+            raise HostError(
+                "LAB_NOT_STEADY",
+                f"{len(running)} slots of the lab run a switch, where one should",
+                state="the lab is left as it is",
+                next=f"upgrade lab status --name {self._lab.name}",
+            )
+        return running[0]
+
+    def _command(self) -> Any:
+        argv = [sys.executable, "-m", "upgrader.cli.app", "--config", str(self._lab.config_path)]
+        done = gate.run(
+            [*argv, "--host", "localhost", "--yes", "--json"], timeout_s=LONGEST_S, check=False, show_stderr=True
+        )
+        if done.returncode != 0:
+            raise HostError(
+                "UPGRADE_FAILED",
+                f"`upgrade --host localhost` exited with {done.returncode} in the lab",
+                state="the lab is left as that command left it; its report stands above",
+                next=f"upgrade --config {self._lab.config_path} --host localhost --dry-run",
+            )
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def _events(self) -> Iterator[Path]:
+        """QEMU's events of the vhost-user connections while inside, as `virsh qemu-monitor-event` prints them."""
+        path = self._lab.directory / "events.log"
+        path.unlink(missing_ok=True)
+        argv = ["virsh", "-c", self._lab.libvirt_uri, "qemu-monitor-event", "--loop", "--regex"]
+        process = gate.spawn(["stdbuf", "-oL", *argv, "--event", "NETDEV_VHOST_USER_.*"], output=path)
+        try:
+            time.sleep(0.5)  # there is no sign of its having subscribed
+            yield path
+            time.sleep(0.5)
+        finally:
+            process.terminate()
+            process.wait(5)
+
+
+_EVENT = re.compile(r"event NETDEV_VHOST_USER_(LOST|CONNECTED) at (\d+)\.(\d+) for domain '([^']+)': (\{.*\})")
+
+
+def outages_us(log: str) -> dict[str, float]:
+    """By domain: from the loss of the owner to the next connection of an owner, microseconds of QEMU's clock."""
+    lost: dict[str, int] = {}
+    out: dict[str, float] = {}
+    for kind, seconds, micros, domain, data in _EVENT.findall(log):
+        if json.loads(data).get("role") != "owner":
+            continue
+        at_us = int(seconds) * 1_000_000 + int(micros)
+        if kind == "LOST":
+            lost[domain] = at_us
+        elif domain in lost:
+            out[domain] = float(at_us - lost[domain])
+    return out
+
+
+def disturbances(links: Mapping[str, tuple[LinkState, LinkState]]) -> dict[str, str]:
+    """What guests noticed of their NIC between the two looks: a flap of the carrier, a new probe, a reboot."""
+    found = {}
+    for vm, (before, after) in links.items():
+        what = []
+        if not after.carrier or after.carrier_changes != before.carrier_changes:
+            what.append(f"carrier changed {after.carrier_changes - before.carrier_changes} times")
+        if after.ifindex != before.ifindex or after.mac != before.mac:
+            what.append("the NIC was probed anew")
+        if after.uptime_ns < before.uptime_ns or after.rx_packets < before.rx_packets:
+            what.append("the guest was reset")
+        if what:
+            found[vm] = ", ".join(what)
+    return found
