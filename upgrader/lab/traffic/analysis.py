@@ -140,6 +140,8 @@ class FlowFigures:
     duplicated         arrivals beyond the first of a packet
     reordered          type-P-reordered packets (RFC 4737): they arrived after a later one
     gap_us             longest time between two arrivals, and the control run's where there was one
+    network_gap_us     the same after taking off how late the packet that ended the gap had left its sender: what a
+                       sender that stalled (an emulated vCPU that had to wait) does not explain
     loss_time_us       RFC 6201's loss-derived reset time: lost / rate
     timestamp_time_us  RFC 6201's timestamp-derived one: from the last arrival before a loss to the first
                        after it; the longest (losses within 50 ms are one interruption); 0: no loss
@@ -163,6 +165,7 @@ class FlowFigures:
     own_drops: int
     unsent: int = 0
     worst_late_us: int = 0
+    network_gap_us: int = 0
     control_gap_us: int | None = None
 
     @property
@@ -200,7 +203,7 @@ class FlowTrace:
         self._first_ns = array("Q", bytes(8 * total))
         self._duplicated: list[int] = []
         self._reordered: list[int] = []
-        self._arrivals_ns: list[int] = []  # of first copies
+        arrivals: list[tuple[int, int]] = []  # time and sequence number of first copies
         expected = 0
         for sequence, time_ns in zip(receiver.sequences, receiver.times_ns, strict=True):
             if sequence >= total:
@@ -210,7 +213,7 @@ class FlowTrace:
                 continue
             arrived[sequence] = 1
             self._first_ns[sequence] = time_ns
-            self._arrivals_ns.append(time_ns)
+            arrivals.append((time_ns, sequence))
             if sequence >= expected:
                 expected = sequence + 1
             else:
@@ -223,7 +226,9 @@ class FlowTrace:
         self._late = [s for s, late in enumerate(sender.lateness_us) if late_us < late < UNSENT]
         self._duplicated.sort()
         self._reordered.sort()
-        self._arrivals_ns.sort()
+        arrivals.sort()
+        self._arrivals_ns = [time_ns for time_ns, _ in arrivals]
+        self._late_ns = [sender.lateness_us[sequence] * 1000 for _, sequence in arrivals]  # of each arrival
         self._bound_arrivals()
 
     def _bound_arrivals(self) -> None:
@@ -235,8 +240,10 @@ class FlowTrace:
         rate = self.sender.rate_pps
         if first > 0:
             self._arrivals_ns.insert(0, self._first_ns[first] - first * NS_PER_S // rate)
+            self._late_ns.insert(0, 0)
         if rest := len(self._arrived) - 1 - last:
             self._arrivals_ns.append(self._arrivals_ns[-1] + rest * NS_PER_S // rate)
+            self._late_ns.append(0)
 
     @property
     def lost_sequences(self) -> tuple[int, ...]:
@@ -259,6 +266,7 @@ class FlowTrace:
         unsent = len(_slice(self._unsent, within))
         late = _slice(self._late, within)
         sent = len(within) - unsent
+        gap_ns, network_gap_ns = self._longest_gaps_ns(window, within)
         return FlowFigures(
             vm=self.vm,
             peer=self.peer,
@@ -269,25 +277,28 @@ class FlowTrace:
             lost=len(lost),
             duplicated=len(_slice(self._duplicated, within)),
             reordered=len(_slice(self._reordered, within)),
-            gap_us=self._longest_gap_ns(window, within) // 1000,
+            gap_us=gap_ns // 1000,
             loss_time_us=len(lost) * 1_000_000 // self.sender.rate_pps,
             timestamp_time_us=max(map(self._span_ns, self._outages(lost)), default=0) // 1000,
             late_sends=len(late),
             own_drops=self.receiver.own_drops,
             unsent=unsent,
             worst_late_us=max((self.sender.lateness_us[s] for s in late), default=0),
+            network_gap_us=network_gap_ns // 1000,
         )
 
-    def _longest_gap_ns(self, window: Window | None, within: range) -> int:
+    def _longest_gaps_ns(self, window: Window | None, within: range) -> tuple[int, int]:
         times = self._arrivals_ns
         if not times:
-            return len(within) * NS_PER_S // self.sender.rate_pps
+            silence_ns = len(within) * NS_PER_S // self.sender.rate_pps
+            return silence_ns, silence_ns
         low, high = 0, len(times)
-        if window is not None:  # with the arrivals just outside: a gap that reaches out of the window counts whole
+        if window is not None:  # and the arrivals just outside: a gap that reaches out counts whole
             low = max(0, bisect_left(times, self.receiver_clock.to_agent(window.start_ns)) - 1)
             high = bisect_right(times, self.receiver_clock.to_agent(window.end_ns)) + 1
-        cut = times[low:high]
-        return max((b - a for a, b in pairwise(cut)), default=0)
+        gaps = [b - a for a, b in pairwise(times[low:high])]
+        network = (gap - late for gap, late in zip(gaps, self._late_ns[low + 1 : high], strict=True))
+        return max(gaps, default=0), max(0, max(network, default=0))
 
     def _outages(self, lost: Sequence[int]) -> list[tuple[int, int]]:
         """Group lost sequence numbers into interruptions: (first lost, last lost)."""
