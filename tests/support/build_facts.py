@@ -42,10 +42,11 @@ def slot(name: SlotName, **changes: object) -> Slot:
 
 
 def slot_facts(name: SlotName, *, runs: bool, **changes: object) -> SlotFacts:
-    status = SlotStatus(PID[name], PID[name] + 1, "3.1.0") if runs else SlotStatus(None, None, None)
+    status = SlotStatus(PID[name], PID[name] + 1) if runs else SlotStatus(None, None)
     fields: dict[str, object] = {
         "slot": slot(name),
         "status": status,
+        "running_version": "3.1.0" if runs else None,
         "binaries_present": True,
         "netns_present": True,
         "vf_present": True,

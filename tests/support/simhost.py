@@ -109,7 +109,10 @@ class SimProcesses:
 
     def status(self, slot: Slot) -> SlotStatus:
         pid = self._w.pids[slot.name]
-        return SlotStatus(pid, pid + 1 if pid else None, "3.1.0" if pid else None)
+        return SlotStatus(pid, pid + 1 if pid else None)
+
+    def running_version(self, slot: Slot) -> str | None:
+        return "3.1.0" if self._w.pids[slot.name] else None
 
     def installed_version(self, slot: Slot) -> str | None:
         return "3.1.0"

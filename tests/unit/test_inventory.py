@@ -8,7 +8,7 @@ from tests.support.build_facts import PID, ovs_interface, ownership, slot, switc
 from upgrader.core.inventory import active_slot, bindings, join
 from upgrader.core.model import ORIGIN_KEY, SlotStatus
 
-DOWN = SlotStatus(None, None, None)
+DOWN = SlotStatus(None, None)
 
 
 def test_ports_are_joined_by_the_socket() -> None:
@@ -51,7 +51,7 @@ def test_a_vni_is_24_bits_or_none() -> None:
 
 
 def test_the_active_slot() -> None:
-    a, b = SlotStatus(PID["a"], 1, "3.1.0"), SlotStatus(PID["b"], 2, "3.1.0")
+    a, b = SlotStatus(PID["a"], 1), SlotStatus(PID["b"], 2)
     on_a = vm_interface(0)
     on_b = vm_interface(1, ownership=ownership("x", PID["b"]))
     assert active_slot({"a": DOWN, "b": DOWN}, [on_a]) is None

@@ -42,12 +42,17 @@ class SlotProcesses:
     """Starts, stops and looks at the daemons of slots."""
 
     def status(self, slot: Slot) -> SlotStatus:
-        """What runs now; never raises for a slot that is down."""
-        vswitchd = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
-        ovsdb = live_pid(slot.ovsdb_pidfile, "ovsdb-server")
-        return SlotStatus(
-            vswitchd, ovsdb, self.appctl(slot, "version").split("\n")[0].split()[-1] if vswitchd else None
-        )
+        """What runs now, by the pid files; starts no process and never raises."""
+        return SlotStatus(live_pid(slot.vswitchd_pidfile, "ovs-vswitchd"), live_pid(slot.ovsdb_pidfile, "ovsdb-server"))
+
+    def running_version(self, slot: Slot) -> str | None:
+        """Version of the vswitchd that runs, None where none does or it does not answer."""
+        if live_pid(slot.vswitchd_pidfile, "ovs-vswitchd") is None:
+            return None
+        try:
+            return self.appctl(slot, "version").split("\n")[0].split()[-1]
+        except CommandError:
+            return None
 
     def installed_version(self, slot: Slot) -> str | None:
         """Version of the slot's binaries, None where they are not installed or do not start."""

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 import structlog
 import typer
-from rich.console import Console
 
 from upgrader.core.errors import BlockedError, Exit, UpgradeError, UsageError
+from upgrader.terminal import consoles
 
 app = typer.Typer(no_args_is_help=False, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -84,7 +84,7 @@ def _upgrade(
     from upgrader.engine.lock import host_lock  # noqa: PLC0415
     from upgrader.engine.run import Run  # noqa: PLC0415
 
-    out, err = Console(), Console(stderr=True)
+    out, err = consoles()
     settings = load(config_path(config))
     _require_root()
     real, slots = wiring.host(settings), wiring.slots(settings)
@@ -187,10 +187,10 @@ def main() -> None:
         _mount_lab()
         app()
     except UpgradeError as error:
-        render.show_error(Console(stderr=True), error)
+        render.show_error(consoles()[1], error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted before anything was changed")
+        sys.stderr.write("interrupted before anything was changed\n")
         sys.exit(Exit.STOPPED)
 
 

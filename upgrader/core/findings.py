@@ -115,11 +115,15 @@ def _target(facts: HostFacts) -> Iterator[Finding]:
             f"ip link set {s.vf} netns {s.netns}" if s.netns else f"ip link show {s.vf}",
         )
     old, new = facts.slot(other_slot(s.name)), target
-    if old.status.version and new.installed_version and _version(new.installed_version) < _version(old.status.version):
+    if (
+        old.running_version
+        and new.installed_version
+        and _version(new.installed_version) < _version(old.running_version)
+    ):
         yield Finding(
             "DOWNGRADE",
             Severity.WARNING,
-            f"this is a downgrade: {old.status.version} runs, slot {s.name} has {new.installed_version}",
+            f"this is a downgrade: {old.running_version} runs, slot {s.name} has {new.installed_version}",
             "nothing if that is meant",
         )
     if int(old.slot.pmd_cpu_mask, 16) & int(s.pmd_cpu_mask, 16):

@@ -85,7 +85,6 @@ class SlotStatus:
 
     vswitchd_pid: int | None
     ovsdb_pid: int | None
-    version: str | None
 
 
 class VhostRole(StrEnum):
@@ -253,10 +252,11 @@ class SwitchFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlotFacts:
-    """One slot, what runs in it, and whether its parts are there to start from."""
+    """One slot, what runs in it (and in which version), and whether its parts are there to start from."""
 
     slot: Slot
     status: SlotStatus
+    running_version: str | None
     binaries_present: bool
     netns_present: bool
     vf_present: bool

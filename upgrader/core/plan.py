@@ -119,7 +119,7 @@ def _plan(
         steps.append(PlannedStep(StepKind.OPEN_WINDOW, f"a steering rule for each VM, still to {source}"))
     steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
-    steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.status.version or 'stopped'})"))
+    steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
     strategy, loses = _strategy(capabilities)
     content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))
     return Plan(
@@ -127,7 +127,7 @@ def _plan(
         host=facts.host,
         source=source,
         target=target,
-        from_version=old.status.version,
+        from_version=old.running_version,
         to_version=new.installed_version,
         strategy=strategy,
         loses=loses,

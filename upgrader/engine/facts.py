@@ -48,6 +48,7 @@ def _slot_facts(slot: Slot, host: Host) -> SlotFacts:
     return SlotFacts(
         slot=slot,
         status=host.processes.status(slot),
+        running_version=host.processes.running_version(slot),
         binaries_present=present,
         netns_present=netns,
         vf_present=netns and host.resources.netdev_exists(slot.netns, slot.vf),

@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 
 import structlog
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from upgrader.core.errors import Exit, UpgradeError
@@ -24,6 +23,7 @@ from upgrader.lab.spec import BUILD_DIR, LabSpec
 from upgrader.lab.traffic.analysis import Direction, FlowFigures
 from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
+from upgrader.terminal import consoles
 
 
 def demo(
@@ -40,7 +40,7 @@ def demo(
     """Upgrade a lab's host there and back under traffic, restart a stock switch, and show what each VM felt."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     signal.signal(signal.SIGTERM, _as_interrupt)
-    err, out = Console(stderr=True, highlight=False), Console(highlight=False)
+    out, err = consoles()
     lab = Lab(LabSpec(name, vms, queues, pages), lambda text: err.print(f"lab: {text}"))  # type: ignore[arg-type]
     prefix = stock.stock_prefix(BUILD_DIR / "stack")
     moves: list[Felt] = []

@@ -19,7 +19,8 @@ from upgrader.lab.spec import LabSpec, Vm
 
 _CREATE_S: Final = 60.0
 _READY_S: Final = 90.0
-_VCPU_NICE: Final = 10
+_VCPU_NICE: Final = 5
+_RX_RING: Final = 1024
 _HOTPLUG_SLOTS: Final = 2
 
 
@@ -65,7 +66,9 @@ def _add_devices(domain: Element, lab: LabSpec, vm: Vm) -> None:
     # QEMU listens and the switch connects: a switch that restarts finds its guests again.
     SubElement(nic, "source", type="unix", path=str(vm.vhost_socket), mode="server")
     SubElement(nic, "model", type="virtio")
-    SubElement(nic, "driver", queues=str(lab.queues))
+    # The longest ring there is: an emulated guest on a busy machine stands still for tens of milliseconds, and what then
+    # overflows would be counted as the switch's loss.
+    SubElement(nic, "driver", queues=str(lab.queues), rx_queue_size=str(_RX_RING))
     SubElement(nic, "rom", enabled="no")
     channel = SubElement(devices, "channel", type="unix")
     SubElement(channel, "source", mode="bind", path=str(vm.channel))
@@ -112,7 +115,9 @@ def yield_to_switches(qemu: Process) -> None:
 
     On a real host a PMD has a core to itself and KVM guests run on others. Here two PMDs and all guests share the
     cores, and an emulated vCPU that runs at the same weight makes a PMD wait for whole time slices: that would be
-    measured as the switch's doing. A batch thread never preempts on waking, and with nice 10 has a tenth of the weight.
+    measured as the switch's doing. A batch thread never preempts on waking, and nice 5 has a third of the weight. Not less:
+    the machine may have other work, and a guest that starves behind that loses packets too. The PMDs' own priority is
+    left alone, since the second slot's are started by the coordinator, and the two have to be alike.
     """
     for task in Path(f"/proc/{qemu.pid}/task").iterdir():
         try:

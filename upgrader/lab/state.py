@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from upgrader.core.errors import UsageError
 from upgrader.lab.host import Process
 from upgrader.lab.spec import LabSpec
 
@@ -87,5 +88,5 @@ def read(lab: LabSpec) -> LabState | None:
         )
     except FileNotFoundError:
         return LabState(lab, Phase.BUILDING) if lab.directory.exists() else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, UsageError):
         return LabState(lab, Phase.BUILDING)

@@ -11,11 +11,11 @@ from typing import Final
 
 from upgrader import wiring
 from upgrader.adapters.slot_process import SlotProcesses
-from upgrader.core.errors import CommandError, HostError, UsageError
+from upgrader.core.errors import HostError, UsageError
 from upgrader.core.model import SLOTS, SlotName
 from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology
 from upgrader.lab.host import Hugepages, look_up
-from upgrader.lab.spec import RUN_ROOT, LabSpec, Vm
+from upgrader.lab.spec import LabSpec, Vm
 from upgrader.lab.state import LabState, Phase
 
 #: Says what is being done, one line each, for a person who waits.
@@ -26,6 +26,16 @@ _FIRST_SLOT: Final[SlotName] = "a"
 
 def _silent(_: str) -> None:
     """Nobody waits."""
+
+
+def _require_root(verb: str) -> None:
+    if os.geteuid() != 0:
+        raise UsageError(
+            "NOT_ROOT",
+            "namespaces, hugepages and guests need root",
+            state="nothing was changed",
+            next=f"sudo upgrade lab {verb}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ class Lab:
         A half-built or broken one is taken down first. When building fails or is interrupted, what was made is taken
         down again. Raises UpgradeError.
         """
+        _require_root("up")
         with self._lock():
             status = self.status()
             if status.healthy:
@@ -118,6 +129,7 @@ class Lab:
 
     def down(self) -> bool:
         """Take the lab down; returns False where there was nothing of it. Raises HostError, LockedError."""
+        _require_root("down")
         with self._lock():
             if not teardown.anything_left(self.spec):
                 return False
@@ -130,14 +142,12 @@ class Lab:
         lab = found.spec if found else self.spec
         daemon = found.process("libvirtd") if found else None
         config = settings.config(lab)
+        processes = SlotProcesses()
         slots = []
         for name in SLOTS:
             slot = config.slot(name)
-            try:
-                seen = SlotProcesses().status(slot)
-                view = SlotView(name, slot.netns or "", seen.vswitchd_pid, seen.ovsdb_pid, seen.version)
-            except CommandError:
-                view = SlotView(name, slot.netns or "", None, None, None)
+            seen, version = processes.status(slot), processes.running_version(slot)
+            view = SlotView(name, slot.netns or "", seen.vswitchd_pid, seen.ovsdb_pid, version)
             slots.append(view)
         guests = []
         for vm in lab.guests:
@@ -201,7 +211,8 @@ class Lab:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        path = RUN_ROOT / f".{self.spec.name}.lock"
+        root = self.spec.directory.parent
+        path = root / f".{self.spec.name}.lock"
         with host.locked(path, f"another `upgrade lab` is building or taking down the lab {self.spec.name!r}"):
             try:
                 yield
@@ -209,7 +220,7 @@ class Lab:
                 if not self.spec.directory.exists():
                     path.unlink(missing_ok=True)
                     with suppress(OSError):
-                        RUN_ROOT.rmdir()
+                        root.rmdir()
 
     def _refuse_other_options(self, built: LabSpec) -> None:
         if built != self.spec:
