@@ -171,3 +171,25 @@ def test_a_state_file_that_cannot_be_read_is_a_half_built_lab(text: str) -> None
 def test_a_lab_killed_before_its_first_word_is_half_built(run_root: Path) -> None:
     (run_root / "lab").mkdir()
     assert read(LabSpec()) == LabState(LabSpec(), Phase.BUILDING)
+
+
+_INTERRUPTED = """
+import os, signal, time
+from upgrader.lab.interrupts import raise_once
+raise_once(lambda: print("again", flush=True))
+child = os.fork()
+try:
+    if child == 0:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("down", flush=True)
+"""
+
+
+def test_one_interrupt_unwinds_the_next_does_not_and_a_forked_helper_never() -> None:
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.splitlines() == [f"child {-signal.SIGTERM}", "again", "down"], done.stderr

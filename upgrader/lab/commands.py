@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import structlog
@@ -21,6 +18,7 @@ from rich.table import Table
 
 from upgrader.core.errors import Exit, UpgradeError
 from upgrader.lab import spec as names
+from upgrader.lab.interrupts import raise_once
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.up import Lab, LabStatus
 
@@ -45,22 +43,7 @@ def _say(text: str) -> None:
 
 def _guarded(action: Callable[[], None], interrupted: str) -> None:
     """Run a command; show errors in the three parts every error has, and leave with its exit code."""
-    owner = os.getpid()
-    asked = False
-
-    def once(number: int, _frame: FrameType | None) -> None:
-        """SIGTERM takes the same way out as Ctrl-C; impatience does not cut the way out short."""
-        nonlocal asked
-        if os.getpid() != owner:  # a helper that a library has forked and now ends
-            os._exit(128 + number)
-        if asked:
-            _say("still taking down what was made")
-            return
-        asked = True
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, once)
+    raise_once(lambda: _say("still taking down what was made"))
     try:
         action()
     except UpgradeError as error:

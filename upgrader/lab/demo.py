@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import structlog
 import typer
@@ -19,6 +17,7 @@ from upgrader.core.errors import Exit, UpgradeError
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise
 from upgrader.lab.figures import Felt, limits, report_json
+from upgrader.lab.interrupts import raise_once
 from upgrader.lab.spec import BUILD_DIR, LabSpec
 from upgrader.lab.traffic.analysis import Direction, FlowFigures
 from upgrader.lab.traffic.connect import lab_session
@@ -39,8 +38,8 @@ def demo(
 ) -> None:
     """Upgrade a lab's host there and back under traffic, restart a stock switch, and show what each VM felt."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    signal.signal(signal.SIGTERM, _as_interrupt)
     out, err = consoles()
+    raise_once(lambda: err.print("still taking the lab down"))
     lab = Lab(LabSpec(name, vms, queues, pages), lambda text: err.print(f"lab: {text}"))  # type: ignore[arg-type]
     prefix = stock.stock_prefix(BUILD_DIR / "stack")
     moves: list[Felt] = []
@@ -96,11 +95,6 @@ def _cell(figures: FlowFigures | None) -> str:
         return "-"
     control = f" ({figures.control_gap_us / 1000:.0f})" if figures.control_gap_us is not None else ""
     return f"{figures.gap_us / 1000:.1f}{control}  {figures.lost}/{figures.duplicated}/{figures.reordered}"
-
-
-def _as_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM takes the way of Ctrl-C, so that a stopped job takes its lab down."""
-    raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ class Lab:
                 self._build()
             except BaseException:
                 # Ctrl-C as much as an error: a half-built lab is of no use to anybody. But a helper process that a
-                # library has forked (pyroute2 does, to enter a namespace) gets the signal too and comes by here.
+                # library has forked may come by here with a copy of our stack, where a caller has its own handlers.
                 if os.getpid() != owner:
                     os._exit(1)
                 self._say("not finished: taking down what was made")
