@@ -51,14 +51,19 @@ static struct {
     char line[LINE_BYTES];
     size_t line_len;
     bool skipping;                                  /* an overlong line, until its end */
+    bool tty;                                       /* once hung up it stays so; a virtio port comes back */
     uint64_t away_until_ns;                         /* nobody at the other end: do not poll a fd that hangs up */
 } channel = { .in = -1, .out = -1 };
 
 /* The other end has gone. What was said half-way means nothing to whoever comes next; flows go on to their end. */
-static void lose_host(uint64_t now)
+static void lose_host(uint64_t now, bool reopen)
 {
     if (!channel.path)
         exit(0);
+    if (reopen) {
+        close(channel.in);
+        channel.in = channel.out = -1;
+    }
     channel.line_len = pending.length = pending.done = 0;
     channel.skipping = false;
     channel.away_until_ns = now + IDLE_NS;
@@ -78,18 +83,12 @@ static bool open_channel(void)
     if (channel.in < 0)
         return false;
     struct termios raw;
-    if (!tcgetattr(channel.in, &raw)) {             /* a tty would echo and translate */
+    channel.tty = !tcgetattr(channel.in, &raw);
+    if (channel.tty) {                              /* it would echo and translate */
         cfmakeraw(&raw);
         tcsetattr(channel.in, TCSANOW, &raw);
     }
     return true;
-}
-
-static void reopen_channel(uint64_t now)
-{
-    close(channel.in);
-    channel.in = channel.out = -1;
-    lose_host(now);
 }
 
 static void write_reply(uint64_t now)
@@ -98,7 +97,7 @@ static void write_reply(uint64_t now)
     if (n > 0 && (pending.done += (size_t)n) == pending.length)
         pending.length = pending.done = 0;
     else if (n < 0 && errno != EAGAIN && errno != EINTR)
-        channel.path ? reopen_channel(now) : exit(0);
+        lose_host(now, true);
 }
 
 /* Takes requests from the line buffer, one reply at a time: whoever does not read gets no second answer. */
@@ -130,9 +129,9 @@ static void read_requests(uint64_t now)
     if (n > 0)
         channel.line_len += (size_t)n;
     else if (n == 0)
-        lose_host(now);
+        lose_host(now, channel.tty);
     else if (errno != EAGAIN && errno != EINTR)
-        channel.path ? reopen_channel(now) : exit(0);
+        lose_host(now, true);
 }
 
 /* Sleeps until `wake`, a request, a ping's answer, or room for a reply. */
@@ -168,7 +167,7 @@ static void wait_and_talk(uint64_t wake)
     else if (talking && fds[0].revents & POLLIN)
         read_requests(now);
     else if (talking && fds[0].revents)
-        lose_host(now);
+        lose_host(now, channel.tty);
     if (ping_fd() >= 0 && !pending.length)
         finish_ping(now);
 }

@@ -349,10 +349,11 @@ static void do_ping(const char *id, const char *request)
     ping.sent_ns = mono_ns();
     ping.deadline_ns = ping.sent_ns + timeout_ms * 1000000;
     snprintf(ping.id, sizeof ping.id, "%s", id);
-    if (ping.fd < 0 || connect(ping.fd, (struct sockaddr *)&peer, sizeof peer) ||
-        send(ping.fd, &echo, sizeof echo, 0) < 0) {
+    if (ping.fd < 0) {
         refuse(id, "cannot ping: %s", strerror(errno));
-        forget_ping();
+    } else if (connect(ping.fd, (struct sockaddr *)&peer, sizeof peer) || send(ping.fd, &echo, sizeof echo, 0) < 0) {
+        forget_ping();                              /* no route there: as unreachable as a peer that is silent */
+        reply(id, "reachable=0 rtt_us=0");
     }
 }
 
