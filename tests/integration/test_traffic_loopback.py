@@ -36,7 +36,7 @@ def namespaces_left() -> list[str]:
 
 @pytest.fixture(scope="module")
 def done() -> dict[str, Check]:
-    with selftest.bench(("--fifo", "1")) as bench:
+    with selftest.bench() as bench:
         return {check.name: check for check in selftest.checks(bench)}
 
 
@@ -64,7 +64,7 @@ def test_the_checks_can_fail(done: dict[str, Check]) -> None:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    with selftest.bench(("--fifo", "1")) as made:
+    with selftest.bench() as made:
         yield made
     assert namespaces_left() == []
 
@@ -73,7 +73,7 @@ def bench() -> Iterator[Bench]:
 def session(bench: Bench) -> Iterator[TrafficSession]:
     """A fabric and two VMs; the VMs share a namespace, each has its agent and its address."""
     gate.run(["ip", "-n", bench.receiver_ns, "addr", "add", f"{SECOND_VM}/24", "dev", "veth-rx"])
-    second = Agent.spawn("vm1", [str(build_agent()), "--serve", "-", "--fifo", "1"], netns=bench.receiver_ns)
+    second = Agent.spawn("vm1", [str(build_agent()), "--serve", "-", *selftest.AGENT_OPTIONS], netns=bench.receiver_ns)
     fabric = Node("fabric", SENDER_ADDRESS, bench.sender, same_clock=True)
     # their clock is ours, too, but estimating it is what is tested
     vms = [

@@ -15,6 +15,7 @@ from upgrader.lab.traffic.analysis import Direction
 from upgrader.lab.traffic.connect import lab_named, lab_session
 from upgrader.lab.traffic.render import checks_json, checks_table, flows_table, run_json, warnings
 from upgrader.lab.traffic.session import TrafficRun, TrafficSession
+from upgrader.terminal import consoles
 
 
 def traffic(
@@ -34,9 +35,9 @@ def traffic(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:
     """Send packets to, from and between the lab's VMs and show what each of them lost and for how long."""
-    err = Console(stderr=True, highlight=False)
+    out, err = consoles()
     if self_test:
-        _self_test(err, as_json=as_json)
+        _self_test(out, err, as_json=as_json)
         return
     lab = lab_named(name)
     directions = tuple(direction or Direction)
@@ -57,7 +58,7 @@ def traffic(
     if as_json:
         sys.stdout.write(json.dumps(run_json(run, before), indent=2) + "\n")
     else:
-        Console(highlight=False).print(flows_table(run.figures(control=before)))
+        out.print(flows_table(run.figures(control=before)))
     for warning in warnings(run):
         err.print(f"[yellow]warning[/] {warning}", soft_wrap=True)
 
@@ -70,14 +71,14 @@ def _measure(session: TrafficSession, seconds: float) -> TrafficRun:
         return session.finish(stop=True)  # what there is so far is still a measurement
 
 
-def _self_test(err: Console, *, as_json: bool) -> None:
+def _self_test(out: Console, err: Console, *, as_json: bool) -> None:
     err.print("in two network namespaces of its own, about 20 s")
     with selftest.bench() as bench:
         done = tuple(selftest.checks(bench))
     if as_json:
         sys.stdout.write(json.dumps(checks_json(done), indent=2) + "\n")
     else:
-        Console(highlight=False).print(checks_table(done))
+        out.print(checks_table(done))
     failed = [check.name for check in done if not check.passed]
     if failed:
         raise HostError(

@@ -62,4 +62,6 @@ def lab_session(
             stack.callback(agent.close)
             vms.append(Node(vm.name, IPv4Address(vm.ip), agent, interface=GUEST_INTERFACE))
         remote = Node("fabric", IPv4Address(names.REMOTE_OVERLAY_IP), fabric, same_clock=True)
-        yield TrafficSession(remote, vms, rate_pps=rate_pps, payload_bytes=payload_bytes, directions=directions)
+        session = TrafficSession(remote, vms, rate_pps=rate_pps, payload_bytes=payload_bytes, directions=directions)
+        stack.callback(session.abandon)
+        yield session

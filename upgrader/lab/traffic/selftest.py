@@ -24,6 +24,7 @@ from upgrader.lab.traffic.protocol import Agent
 from upgrader.lab.traffic.relay import Rules
 
 RATE_PPS = 1000
+AGENT_OPTIONS = ("--fifo", "1")  # why: see connect.py
 SECONDS = 2.0
 PORT, RELAY_PORT = 20_000, 20_001
 FLOW = 1
@@ -141,7 +142,7 @@ class Relaying:
 
 
 @contextlib.contextmanager
-def bench(agent_options: tuple[str, ...] = ()) -> Iterator[Bench]:
+def bench(agent_options: tuple[str, ...] = AGENT_OPTIONS) -> Iterator[Bench]:
     """Build a bench and take it down again, whatever happens."""
     program = str(build_agent())
     sender_ns, receiver_ns = (f"pktflow-{os.getpid()}-{side}" for side in ("tx", "rx"))

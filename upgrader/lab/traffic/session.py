@@ -19,7 +19,7 @@ from upgrader.lab.traffic.analysis import (
     Window,
     with_control,
 )
-from upgrader.lab.traffic.protocol import Agent, LinkState
+from upgrader.lab.traffic.protocol import Agent, AgentError, LinkState
 
 # One UDP port per direction and VM: a wrong delivery shows up as a stranger and not in a flow's figures.
 PORTS = {Direction.FROM_FABRIC: 20_000, Direction.TO_FABRIC: 21_000, Direction.VM_TO_VM: 22_000}
@@ -133,6 +133,7 @@ class TrafficSession:
         self._links: dict[str, LinkState] = {}
         self._until_ns = 0
         self._seconds = 0.0
+        self._running = False
 
     def _plan(self, directions: Sequence[Direction]) -> Iterator[_Flow]:
         # Random per run: a packet of an earlier run that is still on its way is a stranger to this one.
@@ -203,6 +204,7 @@ class TrafficSession:
                 payload_bytes=self.payload_bytes,
             )
         self._sample_clocks()
+        self._running = True
         for node in self.nodes:
             node.agent.go(in_ms=START_IN_MS)
         self._until_ns = time.monotonic_ns() + (duration_ms + START_IN_MS) * 1_000_000
@@ -264,6 +266,7 @@ class TrafficSession:
         }
         for node in self.nodes:
             node.agent.clear()
+        self._running = False
         return TrafficRun(
             seconds=self._seconds,
             traces=traces,
@@ -273,6 +276,14 @@ class TrafficSession:
             strangers=sum(trace.receiver.strangers for trace in traces),
             clock_steps=sum(trace.receiver.clock_steps for trace in traces),
         )
+
+    def abandon(self) -> None:
+        """End what still runs, without its figures; agents that do not answer end their flows by themselves."""
+        if self._running:
+            self._running = False
+            for node in self.nodes:
+                with contextlib.suppress(AgentError):
+                    node.agent.clear()
 
     def control(self, seconds: float) -> TrafficRun:
         """A run in which nothing happens, to compare with."""
