@@ -1,4 +1,4 @@
-"""`upgrade lab up | status | down`."""
+"""`upgrade lab up | status | traffic | down`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Annotated, Any
 
 import structlog
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from upgrader.core.errors import Exit, UpgradeError
 from upgrader.lab import spec as names
 from upgrader.lab.interrupts import raise_once
 from upgrader.lab.spec import LabSpec
+from upgrader.lab.traffic.command import traffic
 from upgrader.lab.up import Lab, LabStatus
+from upgrader.terminal import consoles
 
 SCHEMA_VERSION = 1
 
@@ -106,6 +107,9 @@ def down(name: Name = "lab") -> None:
     _guarded(action, f"parts of the lab may be left; next: upgrade lab down --name {name}")
 
 
+lab_app.command()(traffic)
+
+
 def _as_json(seen: LabStatus) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -143,7 +147,7 @@ def _as_json(seen: LabStatus) -> dict[str, Any]:
 
 
 def _show(seen: LabStatus) -> None:
-    console = Console(highlight=False)
+    console, _ = consoles()
     if seen.phase is None:
         console.print(f"there is no lab {seen.spec.name!r}\nnext: upgrade lab up --name {seen.spec.name}")
         return
