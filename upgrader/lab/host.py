@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
 from upgrader.core.errors import HostError, LockedError
 from upgrader.lab.spec import HUGEPAGE_KIB, RUN_ROOT, LabSpec
-
-log = structlog.get_logger(__name__)
 
 _NR_HUGEPAGES: Final = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGEPAGE_KIB}kB/nr_hugepages")
 _RESERVATIONS: Final = RUN_ROOT / ".hugepages.json"
@@ -242,9 +238,23 @@ class Hugepages:
         new.replace(self._file)
 
     def _total(self) -> int:
-        return int(self._knob.read_text())
+        try:
+            return int(self._knob.read_text())
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _set(self, pages: int) -> None:
-        if pages != self._total():
-            log.debug("hugepages", pages=pages)
+        if pages == self._total():
+            return
+        try:
             self._knob.write_text(str(pages))
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> HostError:
+        return HostError(
+            "HUGEPAGES_UNUSABLE",
+            f"2 MiB hugepages cannot be reserved here: {error}",
+            state="their number is as it was",
+            next=f"ls -l {self._knob}; grep -i hugepage /proc/meminfo   (a container needs the host's /sys, writable)",
+        )
