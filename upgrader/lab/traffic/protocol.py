@@ -156,7 +156,7 @@ class Agent:
         self._dirty = True  # what the other end still has to say belongs to an earlier client, until `hello` answers
 
     @classmethod
-    def connect(cls, name: str, path: Path, *, timeout_s: float = 5.0) -> Agent:
+    def connect(cls, name: str, path: Path, *, timeout_s: float = 10.0) -> Agent:
         """Reach a guest's agent through its virtio-serial socket; wait up to `timeout_s` for its first word."""
         try:
             transport = SocketTransport(path)
