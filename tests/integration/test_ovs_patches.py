@@ -23,9 +23,6 @@ pytestmark = pytest.mark.integration
 
 VM, OTHER_VM = 1, 2
 SILENCE_S = 0.3
-# Room for the first size of a mempool that is tried. An unpatched switch may give up for good instead of trying a
-# smaller one (ENOBUFS), which would fail its half of a comparison now and then.
-ROOMY_MB = 1024
 # How often the patched switch looks for memory again.
 WATCHDOG_S = 5
 
@@ -185,7 +182,7 @@ def test_bad_ring_address_is_refused_and_the_ring_left_alone(switch: Switch, tmp
 
 def test_unpatched_library_acknowledges_a_bad_ring_address(unpatched: Path, tmp_path: Path) -> None:
     """The reason for the patch; when this fails, the distribution's library has it and ours can go."""
-    with running(unpatched, tmp_path / "switch", memory_mb=ROOMY_MB) as switch:
+    with running(unpatched, tmp_path / "switch", small_pools=True) as switch:
         vm, other = join(switch, tmp_path)
         start(vm, other)
         assert carried(other.tx, vm.rx)
@@ -194,7 +191,7 @@ def test_unpatched_library_acknowledges_a_bad_ring_address(unpatched: Path, tmp_
 
 def interrupts_after_a_move(prefix: Path, directory: Path) -> int:
     """Return the interrupts for one frame on a ring that was moved and whose index is one behind the old one's."""
-    with running(prefix, directory / "switch", memory_mb=ROOMY_MB) as switch:
+    with running(prefix, directory / "switch", small_pools=True) as switch:
         vm, other = join(switch, directory)
         other.negotiate()
         other.start()
@@ -228,7 +225,7 @@ def test_no_interrupt_is_lost_after_a_move(patched: Path, unpatched: Path, tmp_p
 def first_frame_times_s(prefix: Path, directory: Path, rounds: int = 12) -> list[float]:
     """Return the times from the acknowledgement of ENABLE to the first frame on the ring, one a round."""
     times = []
-    with running(prefix, directory / "switch", memory_mb=ROOMY_MB) as switch:
+    with running(prefix, directory / "switch", small_pools=True) as switch:
         vm, other = join(switch, directory)
         start(vm, other)
         assert carried(other.tx, vm.rx)

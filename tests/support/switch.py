@@ -1,7 +1,7 @@
 """A real Open vSwitch with DPDK in a private run directory and an anonymous network namespace, for one test.
 
-DPDK runs without hugepages (``--no-huge``): nothing is reserved on the machine, and its memory has a fixed size,
-which makes its exhaustion testable.
+DPDK runs without hugepages (``--no-huge``) unless asked: nothing is reserved on the machine, and its memory has a
+fixed size, which makes its exhaustion testable.
 """
 
 from __future__ import annotations
@@ -34,11 +34,21 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = RE
 class Switch:
     """One ovsdb-server and one ovs-vswitchd of an installed build."""
 
-    def __init__(self, prefix: Path, directory: Path, *, memory_mb: int = 256, open_files: int | None = None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        directory: Path,
+        *,
+        memory_mb: int = 256,
+        small_pools: bool = False,
+        hugepages: bool = False,
+        open_files: int | None = None,
+    ) -> None:
         directory.mkdir(parents=True)
         self.prefix, self.directory = prefix, directory
         self.env = {f"OVS_{name}": str(directory) for name in ("RUNDIR", "LOGDIR", "DBDIR", "SYSCONFDIR")}
-        self._memory_mb, self._open_files = memory_mb, open_files
+        self._memory_mb, self._small_pools, self._hugepages = memory_mb, small_pools, hugepages
+        self._open_files = open_files
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -54,10 +64,17 @@ class Switch:
         remote = f"--remote=punix:{self.directory}/db.sock"
         self._spawn([str(self.prefix / "sbin/ovsdb-server"), str(database), remote])
         eventually((self.directory / "db.sock").exists, "the database's socket")
-        # Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
-        extra = f"--no-huge --legacy-mem --no-shconf -m {self._memory_mb} --no-pci --no-telemetry"
         self.vsctl("--no-wait", "init")
-        config = {"dpdk-init": "true", "dpdk-extra": extra, "pmd-maxsleep": "0"}
+        config = {"dpdk-init": "true"}
+        if self._hugepages:
+            config |= dict.fromkeys(("dpdk-socket-mem", "dpdk-socket-limit"), str(self._memory_mb))
+            memory = "--in-memory"
+        else:
+            # Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
+            memory = f"--no-huge --legacy-mem --no-shconf -m {self._memory_mb}"
+        config["dpdk-extra"] = f"{memory} --no-pci --no-telemetry"
+        if self._small_pools:
+            config["per-port-memory"] = "true"
         settings = [f'other_config:{key}="{value}"' for key, value in config.items()]
         self.vsctl("--no-wait", "set", "Open_vSwitch", ".", *settings)
         # unshare and prlimit become the switch by exec: the pid is the switch's own.
@@ -147,9 +164,28 @@ class Switch:
 
 
 @contextmanager
-def running(prefix: Path, directory: Path, *, memory_mb: int = 256, open_files: int | None = None) -> Iterator[Switch]:
-    """Run a switch for the length of a block."""
-    switch = Switch(prefix, directory, memory_mb=memory_mb, open_files=open_files)
+def running(
+    prefix: Path,
+    directory: Path,
+    *,
+    memory_mb: int = 256,
+    small_pools: bool = False,
+    hugepages: bool = False,
+    open_files: int | None = None,
+) -> Iterator[Switch]:
+    """Run a switch for the length of a block.
+
+    small_pools  a mempool per port instead of a shared one. A shared one is tried at 262,144 mbufs first, and an
+                 unpatched switch that lacks memory for so many now and then gives up instead of halving (ENOBUFS).
+    """
+    switch = Switch(
+        prefix,
+        directory,
+        memory_mb=memory_mb,
+        small_pools=small_pools,
+        hugepages=hugepages,
+        open_files=open_files,
+    )
     try:
         switch.start()
         yield switch
