@@ -19,6 +19,7 @@ from upgrader.core.model import Slot, SlotStatus
 log = structlog.get_logger(__name__)
 
 _STOP_S = 10.0
+_NICE = -10  # of ovs-vswitchd, whatever that of who starts it is
 
 
 def slot_env(slot: Slot) -> dict[str, str]:
@@ -111,14 +112,14 @@ class SlotProcesses:
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
         """Start ovs-vswitchd on the slot's database and return its pid, once it has applied the configuration.
 
-        Niceness -10 as ovs-ctl(8) gives it. No monitor process (its fork would hide a crash) and no core of guest
+        The niceness is what ovs-ctl(8) gives it. No monitor process (its fork would hide a crash) and no core of guest
         memory (it delays the hang-up by which QEMU learns of a crash by seconds).
         """
         gate.run(
             [
                 "nice",
                 "-n",
-                "-10",
+                str(_NICE - os.nice(0)),
                 "prlimit",
                 "--core=0:0",
                 f"--nofile={_descriptors()}",

@@ -308,10 +308,10 @@ class HostFacts:
 class PortBinding:
     """Where the standby's copy of one vhost interface connects to.
 
-    socket   path the new switch dials
+    socket   path the new switch dials; a symbolic link where `fresh`
     origin   path libvirt knows, which a restarted VM listens on
     chardev  QEMU's chardev behind `socket`, None for a port whose VM does not run
-    fresh    the socket is to be made by us and handed to QEMU; else it is libvirt's own, which QEMU listens on
+    fresh    the listening socket is made by us and handed to QEMU; else it is libvirt's own
     """
 
     interface: str
@@ -320,6 +320,11 @@ class PortBinding:
     origin: Path
     chardev: str | None
     fresh: bool
+
+    @property
+    def listener(self) -> Path:
+        """Where a fresh socket is bound. Not at `socket` itself: QEMU unlinks the path it was bound to when it ends."""
+        return self.socket.with_name(f"{self.socket.name}.sock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,9 @@ class AttachStandby:
             host.hypervisor.detach_standby(port)
         chardev = binding.chardev or port.chardev
         if binding.fresh:
-            listener = host.resources.listen(binding.socket)
+            listener = host.resources.listen(binding.listener)
             try:
+                host.resources.redirect(binding.socket, binding.listener)
                 host.hypervisor.attach_standby(port, chardev, listener, peer)
             finally:
                 os.close(listener)  # QEMU has a duplicate of its own
@@ -79,3 +80,4 @@ class AttachStandby:
             if now and now.standby and now.standby.chardev == binding.chardev:
                 context.host.hypervisor.detach_standby(port)
             context.host.resources.remove(binding.socket)
+            context.host.resources.remove(binding.listener)

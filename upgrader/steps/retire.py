@@ -39,6 +39,7 @@ class Retire:
             if binding.socket != binding.origin:
                 # from its next connection on the new switch dials the path a restarted VM listens on
                 host.resources.redirect(binding.socket, binding.origin)
+                host.resources.remove(binding.listener)
             host.resources.remove(source.vhost_dir / binding.interface)
         return {}
 

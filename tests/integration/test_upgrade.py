@@ -1,0 +1,295 @@
+"""The whole thing on the real stack: VMs under traffic moved there and back, crashes, cuts, and input that is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab_host import LabHost, report, upgrade
+from tests.support.labs import lab_fixture
+from upgrader.adapters import gate
+from upgrader.core.errors import Exit
+from upgrader.core.model import other_slot
+from upgrader.core.plan import StepKind
+from upgrader.lab import stock
+from upgrader.lab.exercise import Exercise
+from upgrader.lab.figures import FABRIC, LOST
+from upgrader.lab.traffic.analysis import Direction
+from upgrader.lab.traffic.connect import lab_session
+from upgrader.lab.up import Lab
+
+__all__ = ["lab_fixture"]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+SHAPES = [{"vms": 4}, {"vms": 2, "queues": 2, "pages": "2m"}]
+one_lab = pytest.mark.parametrize("lab", [SHAPES[0]], indirect=True)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.02)
+
+
+def reachable(lab: Lab) -> list[str]:
+    """Guests that answer the remote hypervisor through the overlay."""
+    ns = lab.spec.namespaces.remote
+    return [
+        vm.name
+        for vm in lab.guests
+        if gate.run(["ping", "-c", "3", "-i", "0.2", "-W", "2", vm.ip], netns=ns, check=False).returncode == 0
+    ]
+
+
+def all_reachable(lab: Lab) -> bool:
+    return len(reachable(lab)) == len(lab.guests)
+
+
+@pytest.mark.parametrize("lab", SHAPES, indirect=True)
+def test_there_and_back_under_traffic(lab: Lab) -> None:
+    with lab_session(lab.spec, rate_pps=500) as session:
+        exercise = Exercise(lab.spec, session)
+        control = exercise.control(4)
+        for _ in range(2):
+            source = LabHost(lab).active()
+            moved = exercise.upgrade(control)
+            assert LabHost(lab).served_by(other_slot(source))
+            assert LabHost(lab).pid(source) is None
+            assert [f.vm for f in moved.felt] == [vm.name for vm in lab.guests]
+            assert moved.disturbed == {}
+            for felt in moved.felt:
+                assert felt.blackout_us > 0
+                for direction in FABRIC:
+                    figures = felt.directions[direction]
+                    assert figures.sent > 100, figures
+                    assert figures.lost <= LOST, figures
+    assert all_reachable(lab)
+
+
+@one_lab
+def test_a_dry_run_changes_nothing(lab: Lab) -> None:
+    host = LabHost(lab)
+    before = host.see()
+    done = upgrade(lab.config_path, "--dry-run", "--json")
+    assert done.returncode == Exit.DONE, done.stderr
+    plan = report(done)
+    assert (plan["schema_version"], plan["kind"], plan["blocked"]) == (1, "plan", False)
+    assert plan["vms"] == [f"{vm.name}/{vm.port}" for vm in lab.guests]
+    assert host.see() == before
+
+
+@one_lab
+def test_when_the_active_is_killed_qemu_alone_brings_the_rings_over(lab: Lab) -> None:
+    """Traffic to the fabric goes on without a coordinator; steering to the VM follows when one brings it."""
+    host = LabHost(lab)
+    source = host.active()
+    target = other_slot(source)
+    host.steps_until(StepKind.ATTACH_STANDBY)
+    old, new = host.pid(source), host.pid(target)
+    assert old is not None
+    with lab_session(lab.spec, rate_pps=500, directions=[Direction.TO_FABRIC]) as session:
+        session.start(30)
+        time.sleep(1)
+        with session.window("kill"):
+            os.kill(old, signal.SIGKILL)
+            wait_until(lambda: {p.ownership.owner_pid for p in host.facts().ports if p.ownership} == {new}, "failover")
+        time.sleep(2)
+        run = session.finish(stop=True)
+    for port in host.facts().ports:
+        assert port.ownership is not None
+        assert port.ownership.generation % 2 == 1 or port.ownership.generation > 0
+    for figures in run.figures():
+        # what the dead process had taken up is lost; the rest waits in the guest's ring for the new one
+        assert figures.lost < figures.sent * 0.2, figures
+    for figures in run.figures(run.window("kill"), lead_ms=0, settle_ms=2500):
+        assert figures.received > 500, figures
+    for before, after in run.links.values():
+        assert after.carrier
+        assert after.carrier_changes == before.carrier_changes
+    done = upgrade(lab.config_path, "--restore", target, "--yes", "--json")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert host.served_by(target)
+    assert all_reachable(lab)
+
+
+@one_lab
+def test_a_coordinator_killed_half_way_leaves_every_vm_served_and_can_be_undone(lab: Lab) -> None:
+    host = LabHost(lab)
+    source = host.active()
+    command = [
+        sys.executable,
+        "-m",
+        "upgrader.cli.app",
+        "--config",
+        str(lab.config_path),
+        "--host",
+        "localhost",
+        "--yes",
+    ]
+    progress = lab.spec.directory / "cut-off.log"
+    process = gate.spawn(command, output=progress)
+    try:
+        wait_until(lambda: "move-vm" in progress.read_text() and " vm0/" in _done(progress), "the first VM's move", 60)
+    finally:
+        process.kill()
+        process.wait()
+    progress.unlink()
+    assert all_reachable(lab)
+    blocked = upgrade(lab.config_path, "--yes")
+    if host.facts().active is None:
+        assert blocked.returncode == Exit.BLOCKED
+        assert "BOTH_SLOTS_OWN_VMS" in blocked.stderr
+    done = upgrade(lab.config_path, "--restore", source, "--yes", "--json")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert host.served_by(source)
+    assert host.pid(other_slot(source)) is None
+    assert all_reachable(lab)
+
+
+def _done(progress: Path) -> str:
+    """The line of the first move that is done."""
+    found = re.search(r"^.* done .* vm\d+/\S+: . -> .*$", progress.read_text(), re.M)
+    return found.group(0) if found else ""
+
+
+@one_lab
+def test_a_standby_that_dies_in_the_middle_is_a_run_undone(lab: Lab) -> None:
+    host = LabHost(lab)
+    source = host.active()
+    target = other_slot(source)
+    command = [
+        sys.executable,
+        "-m",
+        "upgrader.cli.app",
+        "--config",
+        str(lab.config_path),
+        "--host",
+        "localhost",
+        "--yes",
+    ]
+    progress = lab.spec.directory / "dies.log"
+    process = gate.spawn(command, output=progress)
+    try:
+        wait_until(lambda: " vm0/" in _done(progress), "the first VM's move", 60)
+        victim = host.pid(target)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == Exit.RESTORED, progress.read_text()
+    progress.unlink()
+    assert host.served_by(source)
+    assert host.pid(target) is None
+    assert all_reachable(lab)
+
+
+@one_lab
+def test_after_an_upgrade_switch_and_vm_may_restart(lab: Lab) -> None:
+    """The second socket's path leads to libvirt's: a restarted switch and a restarted VM find each other."""
+    host = LabHost(lab)
+    if host.active() == "a":
+        assert upgrade(lab.config_path, "--yes").returncode == Exit.DONE
+    slot = host.slots["b"]
+    stock.restart(slot, slot.prefix)
+    wait_until(
+        lambda: {p.ownership.owner_pid for p in host.facts().ports if p.ownership} == {host.pid("b")}, "reconnect"
+    )
+    assert all_reachable(lab)
+    vm = lab.guests[0]
+    virsh = ["virsh", "-c", lab.spec.libvirt_uri]
+    xml = lab.spec.directory / "vm.xml"
+    xml.write_text(gate.run([*virsh, "dumpxml", vm.name]).stdout)
+    gate.run([*virsh, "destroy", vm.name])
+    gate.run([*virsh, "create", str(xml)], timeout_s=60)
+    wait_until(lambda: len(host.facts().ports) == len(lab.guests), "the VM's port")
+    owners = {p.domain: p.ownership.owner_pid for p in host.facts().ports if p.ownership}
+    assert owners[vm.name] == host.pid("b")
+    wait_until(lambda: all_reachable(lab), "the restarted VM answers", 60)
+
+
+class TestRefused:
+    """Each of these ends with a clear error, the next command, and nothing changed."""
+
+    def refused(self, lab: Lab, done: gate.Completed, code: int, *said: str) -> None:
+        assert done.returncode == code, done.stderr
+        assert done.stdout == ""
+        for words in (*said, "state: nothing was changed", "next:"):
+            assert words in done.stderr, done.stderr
+        assert LabHost(lab).see() == self.before
+
+    @pytest.fixture(autouse=True)
+    def _look(self, lab: Lab) -> None:
+        self.before = LabHost(lab).see()
+
+    def changed(self, lab: Lab, old: str, new: str) -> Path:
+        text = lab.config_path.read_text()
+        assert re.search(old, text, re.M), old
+        path = lab.spec.directory / "changed.toml"
+        path.write_text(re.sub(old, new, text, flags=re.M))
+        return path
+
+    @one_lab
+    def test_an_unknown_host(self, lab: Lab) -> None:
+        self.refused(
+            lab, upgrade(lab.config_path, "--yes", host="no-such-host"), Exit.USAGE, "HOST_UNKNOWN", "no-such-host"
+        )
+
+    @one_lab
+    def test_no_libvirt(self, lab: Lab) -> None:
+        config = self.changed(lab, r"libvirt-sock", "no-such-sock")
+        self.refused(lab, upgrade(config, "--yes"), Exit.UNEXPECTED, "LIBVIRT_UNREACHABLE", "virsh -c")
+
+    @one_lab
+    def test_too_few_hugepages(self, lab: Lab) -> None:
+        config = self.changed(lab, r'^socket_mem_mib = "\d+"', 'socket_mem_mib = "900000"')
+        self.refused(lab, upgrade(config, "--yes"), Exit.BLOCKED, "HUGEPAGES_SHORT", "nr_hugepages")
+
+    @one_lab
+    def test_no_configuration(self, lab: Lab) -> None:
+        missing = lab.spec.directory / "missing.toml"
+        self.refused(lab, upgrade(missing, "--yes"), Exit.USAGE, "CONFIG_MISSING", "upgrade lab up")
+
+    @one_lab
+    def test_a_vf_that_is_not_there(self, lab: Lab) -> None:
+        config = self.changed(lab, r'^vf = "vf(\d)"', r'vf = "vf9\1"')
+        self.refused(lab, upgrade(config, "--yes"), Exit.BLOCKED, "VF_MISSING")
+
+    @one_lab
+    def test_nobody_to_ask(self, lab: Lab) -> None:
+        self.refused(lab, upgrade(lab.config_path), Exit.USAGE, "NOT_CONFIRMED", "--yes")
+
+    @one_lab
+    def test_a_second_run(self, lab: Lab) -> None:
+        from upgrader.engine.lock import host_lock
+
+        with host_lock(LabHost(lab).config.host.lock):
+            self.refused(lab, upgrade(lab.config_path, "--yes"), Exit.LOCKED, "HOST_LOCKED", str(os.getpid()))
+
+    @one_lab
+    def test_conntrack_in_the_flows(self, lab: Lab) -> None:
+        host = LabHost(lab)
+        slot = host.slots[host.active()]
+        bridge = f"unix:{slot.rundir}/br-int.mgmt"
+        ofctl = [str(slot.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow14"]
+        gate.run([*ofctl, "add-flow", bridge, "table=99,ip actions=ct(commit)"])
+        try:
+            self.refused(lab, upgrade(lab.config_path, "--yes"), Exit.BLOCKED, "CONNTRACK_IN_USE", "ct(commit)")
+        finally:
+            gate.run([*ofctl, "del-flows", bridge, "table=99"])
+
+
+def test_the_lab_is_not_up() -> None:
+    done = gate.run([sys.executable, "-m", "upgrader.cli.app", "lab", "traffic", "--name", "nobody"], check=False)
+    assert done.returncode == Exit.USAGE
+    assert "LAB_NOT_UP" in done.stderr
+    assert "upgrade lab up --name nobody" in done.stderr
