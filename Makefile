@@ -50,5 +50,8 @@ integration: stack ## tests on the real stack
 test: stack lint ## everything
 	$(PY) -m pytest -q tests
 
+show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused demo test"
+	$(PY) -m tests.show.upgrade $(PARTS)
+
 clean: ## remove what was built
 	rm -rf $(BUILD)
