@@ -114,10 +114,13 @@ def yield_to_switches(qemu: Process) -> None:
     """Let a guest's vCPU threads give way to the PMD threads and to QEMU's own main thread.
 
     On a real host a PMD has a core to itself and KVM guests run on others. Here two PMDs and all guests share the
-    cores, and an emulated vCPU that runs at the same weight makes a PMD wait for whole time slices: that would be
-    measured as the switch's doing. A batch thread never preempts on waking, and nice 5 has a third of the weight. Not less:
-    the machine may have other work, and a guest that starves behind that loses packets too. The PMDs' own priority is
-    left alone, since the second slot's are started by the coordinator, and the two have to be alike.
+    cores, and an emulated vCPU that runs at the same weight makes a PMD, or QEMU's own hand-over, wait for whole time
+    slices: that would be measured as the switch's doing. A batch thread does not preempt on waking, and nice 5 has a
+    third of the weight (with autogroups, sched(7), that counts within one QEMU only: for its main thread). Tried on a
+    machine kept busy by compilers, three rounds of four guests with 12 flows of 1 kpps, longest gaps from the fabric: as
+    they come 19 to 250 ms, batch 24 to 63, batch and nice 5 22 to 77, batch and nice 10 30 to 218; a lower autogroup
+    niceness of the whole QEMU is worse still, since a guest that starves loses packets too. The PMDs' priority is the
+    slot's own, set by whoever starts it, alike for both.
     """
     for task in Path(f"/proc/{qemu.pid}/task").iterdir():
         try:

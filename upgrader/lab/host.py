@@ -118,17 +118,28 @@ def end(processes: Iterable[Process]) -> list[Process]:
     left = [p for p in processes if p.alive()]
     for number, grace_s in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, _KILL_GRACE_S)):
         for process in left:
-            if process.alive():
-                try:
-                    os.kill(process.pid, number)
-                except ProcessLookupError:
-                    continue
+            _signal(process, number)
         deadline = time.monotonic() + grace_s
         while left and time.monotonic() < deadline:
             left = [p for p in left if p.alive()]
             if left:
                 time.sleep(0.02)
     return left
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal to this process and to no later one with its pid: the pidfd is taken before it is recognised."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if process.alive():
+            signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
 
 
 @contextmanager
