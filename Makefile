@@ -22,7 +22,7 @@ $(BUILD)/.packages: Makefile
 	fi
 	@touch $@
 
-HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev libvirt-daemon libvirt-daemon-system \
+HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev libvirt-daemon libvirt-daemon-system libvirt-clients qemu-system-x86 \
 	iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
 
 $(VENV)/.ready: pyproject.toml $(BUILD)/.packages

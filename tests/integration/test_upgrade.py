@@ -287,6 +287,49 @@ class TestRefused:
         finally:
             gate.run([*ofctl, "del-flows", bridge, "table=99"])
 
+    @one_lab
+    def test_a_vm_on_an_unpatched_qemu(self, lab: Lab) -> None:
+        """The distribution's QEMU, whose guest stays in its firmware: it need not run to be in the way."""
+        host = LabHost(lab)
+        slot = host.slots[host.active()]
+        socket = lab.spec.directory / "vhost/stock.sock"
+        xml = lab.spec.directory / "stock.xml"
+        xml.write_text(STOCK_DOMAIN.format(socket=socket))
+        virsh = ["virsh", "-c", lab.spec.libvirt_uri]
+        vsctl = [str(slot.prefix / "bin/ovs-vsctl"), "--timeout=10", f"--db=unix:{slot.db_socket}"]
+        port = ["add-port", "br-int", "stock0", "--", "set", "Interface", "stock0", "type=dpdkvhostuserclient"]
+        gate.run([*vsctl, *port, f"options:vhost-server-path={socket}", "external_ids:vni=100"])
+        try:
+            gate.run([*virsh, "create", str(xml)], timeout_s=60)
+            self.before = host.see()
+            self.refused(
+                lab, upgrade(lab.config_path, "--yes"), Exit.BLOCKED, "QEMU_UNPATCHED", "stock", "qemu-patches"
+            )
+        finally:
+            gate.run([*virsh, "destroy", "stock"], check=False)
+            gate.run([*vsctl, "del-port", "stock0"])
+            xml.unlink()
+
+
+STOCK_DOMAIN = """
+<domain type='qemu'>
+  <name>stock</name>
+  <memory unit='MiB'>64</memory>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <interface type='vhostuser'>
+      <mac address='52:54:00:99:00:01'/>
+      <source type='unix' path='{socket}' mode='server'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
 
 def test_the_lab_is_not_up() -> None:
     done = gate.run([sys.executable, "-m", "upgrader.cli.app", "lab", "traffic", "--name", "nobody"], check=False)

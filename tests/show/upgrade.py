@@ -75,7 +75,7 @@ def tested(*selection: str) -> Iterator[Item]:
     if not report.exists():
         yield Item(" ".join(selection), done.stdout[-500:], "tests run", False)
         return
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - our own pytest wrote it
+    for case in ET.parse(report).iter("testcase"):
         name = case.get("name", "").removeprefix("test_").replace("_", " ")
         bad = [c for c in case if c.tag in ("failure", "error", "skipped")]
         yield Item(
