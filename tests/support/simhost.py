@@ -282,7 +282,6 @@ class SimResources:
 
     def redirect(self, path: Path, target: Path) -> None:
         self._w.call(f"redirect {path.name}")
-        self._w.listeners.discard(path)
         self._w.links[path] = target
 
     def remove(self, path: Path) -> None:
