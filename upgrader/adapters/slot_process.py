@@ -7,6 +7,7 @@ import re
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -145,6 +146,8 @@ class SlotProcesses:
                 state=f"slot {slot.name} is down, the other slot was not touched",
                 next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
             )
+        with suppress(OSError):  # sched(7): where sessions are scheduled as groups, a nice value counts within its own
+            Path(f"/proc/{pid}/autogroup").write_text(str(_NICE))
         return pid
 
     def appctl(self, slot: Slot, *command: str, timeout_s: float = 10.0) -> str:
