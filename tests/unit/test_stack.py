@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from upgrader.core.errors import HostError, UpgradeError, UsageError
-from upgrader.lab import stack
+from upgrader.lab import stack, stack_build
 from upgrader.lab.stack_apt import source_entries
 from upgrader.lab.stack_recipe import Recipe, build_key, expand_flags, read_recipe
 
@@ -94,6 +97,15 @@ def test_key_does_not_change_with_comments_and_test_lists(folder: Path) -> None:
     assert key(read_recipe("thing", folder)) == before
 
 
+def test_key_changes_with_the_commands(folder: Path) -> None:
+    recipe = read_recipe("thing", folder)
+    one, other = (
+        build_key(recipe, "1.2-3", patched=True, location=Path("/stack"), commands=[command])
+        for command in (("ninja",), ("make",))
+    )
+    assert one != other
+
+
 def test_unpatched_build_ignores_the_patches(folder: Path) -> None:
     before = key(read_recipe("thing", folder), patched=False)
     (folder / "0001-a.patch").write_text(PATCH.replace("Why.", "Because."))
@@ -169,7 +181,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "0001-two.patch").write_text(PATCH + diff)
     (folder / "configure-flags").write_text("@PREFIX@\n")
     (folder / "build-deps").write_text("")
-    part = stack.Part(
+    part = stack_build.Part(
         "toy",
         "toy",
         configure=("sh", "-c", 'echo "$0" > where'),
@@ -177,11 +189,11 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         install=("sh", "-c", 'mkdir -p "$DESTDIR$(cat where)/bin" && cp greeting /bin/true "$DESTDIR$(cat where)/bin"'),
     )
     monkeypatch.setattr(stack, "PARTS", {"toy": part})
-    monkeypatch.setattr(stack, "installed_source_version", lambda _package: "1.2-3")
+    monkeypatch.setattr(stack_build, "installed_source_version", lambda _package: "1.2-3")
     return recipes
 
 
-def build(recipes: Path, *, patched: bool = True) -> stack.Built:
+def build(recipes: Path, *, patched: bool = True) -> stack_build.Built:
     said: list[str] = []
     return stack.build_stack(
         recipes.parent / "build", parts=["toy"], patched=patched, recipes=recipes, progress=said.append
@@ -217,16 +229,63 @@ def test_patch_that_only_nearly_fits_is_refused(toy: Path) -> None:
     assert raised.value.next.endswith("patch.log")
 
 
+def test_upstreams_tests_run_in_the_build_directory(toy: Path) -> None:
+    (toy / "toy/checks").write_text("# why\nsh -c 'grep two greeting && echo @JOBS@ > jobs'\n")
+    arguments: dict[str, Any] = {"parts": ["toy"], "recipes": toy, "check": True}
+    built = stack.build_stack(toy.parent / "build", jobs=3, **arguments)[0]
+    work = built.prefix.parent / "work" / built.prefix.name
+    assert (work / "obj/jobs").read_text() == "3\n"
+    (toy / "toy/checks").write_text("sh -c 'echo it is broken; false'\n")
+    with pytest.raises(HostError, match="it is broken"):
+        stack.build_stack(toy.parent / "build", **arguments)
+
+
 def test_failed_build_leaves_the_installed_one_in_place(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(toy)
     (toy / "toy/configure-flags").write_text("@PREFIX@\n--changed\n")
-    failing = stack.Part("toy", "toy", configure=("true",), build=("sh", "-c", "echo the reason; exit 3"), install=())
+    failing = stack_build.Part(
+        "toy", "toy", configure=("true",), build=("sh", "-c", "echo the reason; exit 3"), install=()
+    )
     monkeypatch.setattr(stack, "PARTS", {"toy": failing})
     with pytest.raises(HostError, match="the reason") as raised:
         build(toy)
     assert "exited with 3" in raised.value.what
     assert first.link.resolve() == first.prefix
     assert sorted(path.name for path in first.prefix.parent.glob("toy*")) == ["toy", first.prefix.name]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_interrupted_build_leaves_no_process_and_nothing_installed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid_file = toy.parent / "pid"
+    script = f"sleep 300 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait"
+    part = stack_build.Part("toy", "toy", configure=("true",), build=("sh", "-c", script), install=())
+    monkeypatch.setattr(stack, "PARTS", {"toy": part})
+
+    def interrupt(_number: int, _frame: object) -> None:
+        if pid_file.exists():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(toy)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    # Killed is not gone at once.
+    end = time.monotonic() + 10
+    while _lives(int(pid_file.read_text())) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not _lives(int(pid_file.read_text()))
+    assert not list((toy.parent / "build/stack").glob("toy*"))
 
 
 def test_prefix_without_a_manifest_is_built_anew(toy: Path) -> None:
@@ -238,7 +297,7 @@ def test_prefix_without_a_manifest_is_built_anew(toy: Path) -> None:
 
 
 def test_wrong_source_version_and_unknown_part_are_errors(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "installed_source_version", lambda _package: "2.0-1")
+    monkeypatch.setattr(stack_build, "installed_source_version", lambda _package: "2.0-1")
     with pytest.raises(HostError, match=r"2\.0-1"):
         build(toy)
     with pytest.raises(UpgradeError, match="no part of the stack is called qemo"):

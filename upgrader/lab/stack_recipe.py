@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from email.policy import default as mail_policy
@@ -88,11 +88,13 @@ def build_key(
     *,
     patched: bool,
     location: Path,
+    commands: Sequence[Sequence[str]] = (),
     depends: Mapping[str, str] | None = None,
 ) -> str:
     """Name a build: the same key, the same result.
 
     location  the directory that holds the installed builds: their paths are compiled in
+    commands  what configures, builds and installs
     depends   keys of the parts this one contains
     """
     content = {
@@ -101,6 +103,7 @@ def build_key(
         "flags": recipe.configure_flags,
         "devices": _sha256(recipe.device_file) if recipe.device_file else None,
         "location": str(location),
+        "commands": [list(command) for command in commands],
         "depends": dict(depends or {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
