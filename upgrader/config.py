@@ -14,6 +14,7 @@ from upgrader.core.model import Slot, SlotName
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
 PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
+_LONGEST_RUNDIR = 107 - len("/vhost/") - 15 - len(".sock")  # an interface's name has up to 15 (IFNAMSIZ)
 
 
 class _Section(BaseModel):
@@ -29,7 +30,7 @@ class SlotConfig(_Section):
     vf: str
     representor: str | None = None
     devargs: str
-    pmd_cpu_mask: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]+$")]
+    pmd_cpu_mask: Annotated[str, Field(pattern=r"^0x0*[1-9a-fA-F][0-9a-fA-F]*$")]
     socket_mem_mib: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] = "1024"
     dpdk_extra: str = ""
     env: dict[str, str] = {}
@@ -56,15 +57,19 @@ class HostConfig(_Section):
     )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Path("/run/ovs-upgrade.lock")
-    log_dir: Path = Path("/var/log/ovs-upgrade")
 
 
 class PolicyConfig(_Section):
-    """When a run stops by itself."""
+    """What a run may take.
+
+    blackout_budget_us  a hand-over above it is marked in the report
+    ready_timeout_s     how long a switch or a standby may take to be ready
+    accept              codes of blocking findings that are accepted on this host
+    """
 
     blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    accept: tuple[str, ...] = Field(default=(), description="codes of blocking findings that are accepted on this host")
+    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF"], ...] = ()
 
 
 class Config(_Section):
@@ -80,6 +85,12 @@ class Config(_Section):
         if set(self.slots) != {"a", "b"}:
             raise ValueError("both [slots.a] and [slots.b] must be there")
         a, b = self.slots["a"], self.slots["b"]
+        for name, slot in self.slots.items():
+            if len(str(slot.rundir)) > _LONGEST_RUNDIR:
+                raise ValueError(
+                    f"slots.{name}.rundir is longer than {_LONGEST_RUNDIR} characters: a unix socket in it needs the "
+                    "rest of the 107 a path may have"
+                )
         if a.rundir == b.rundir:
             raise ValueError(f"slots.a.rundir and slots.b.rundir are the same ({a.rundir}): two switches would collide")
         if a.netns == b.netns:

@@ -54,14 +54,12 @@ class Database(Protocol):
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         """Return once each interface has its ofport and its link is up. Raises HostError naming those that lack it."""
 
-    def bind_socket(self, slot: Slot, interface: str, socket: Path) -> None:
-        """Let one vhost interface connect to another socket from its next connection on."""
-
 
 class OpenFlow(Protocol):
     """OpenFlow state of a slot's bridges, in the words of ovs-ofctl(8)."""
 
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
+    def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
     def copy(self, source: Slot, target: Slot, bridge: str) -> int:
         """Make the target's tables, groups, meters and TLV map those of the source; returns the number of flows."""
 
@@ -76,9 +74,13 @@ class Hypervisor(Protocol):
     """Running VMs and the vhost-user connections of their QEMU."""
 
     def vm_interfaces(self) -> tuple[VmInterface, ...]: ...
-    def ownership(self, port: VmPort) -> RingOwnership | None: ...
+    def ownership(self, port: VmPort) -> RingOwnership | None:
+        """Who serves the port's rings; None when the VM or its netdev is gone."""
+
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None: ...
-    def detach_standby(self, port: VmPort) -> None: ...
+    def drop_connection(self, port: VmPort, chardev: str) -> None:
+        """Detach `chardev` where it is the standby, and remove it where it is ours. Idempotent; not for the owner."""
+
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult: ...
 
 
@@ -89,8 +91,8 @@ class Steering(Protocol):
     def steady(self, slot: SlotName) -> None:
         """All overlay traffic to one slot, by one rule."""
 
-    def open_window(self, ports: Sequence[VmPort], slot: SlotName) -> None:
-        """A rule for each port, all still to `slot`."""
+    def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
+        """A rule for each port, to the slot that serves it; the rest to both slots where dual delivery is to be had."""
 
     def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
         """One port's traffic to these slots: one, or both where dual delivery is to be had."""

@@ -64,8 +64,8 @@ def test_contract_a_window_opens_moves_and_closes(steering: Steering) -> None:
     ports = [vm_port(i) for i in range(3)]
     steering.steady("a")
     assert table(steering) == {(None, None): {"a"}}
-    steering.open_window(ports, "a")
-    assert table(steering) == {(None, None): {"a"}, **{(100, p.mac): {"a"} for p in ports}}
+    steering.open_window([(p, "a") for p in ports])
+    assert table(steering) == {(None, None): {"a", "b"}, **{(100, p.mac): {"a"} for p in ports}}
     steering.move_vm(ports[1], ("b", "a"))
     assert table(steering)[100, ports[1].mac] == {"a", "b"}
     assert table(steering)[100, ports[0].mac] == {"a"}
@@ -79,9 +79,9 @@ def test_contract_every_verb_may_be_said_twice(steering: Steering) -> None:
     port = vm_port(0)
     for _ in range(2):
         steering.steady("b")
-        steering.open_window([port], "b")
+        steering.open_window([(port, "b")])
         steering.move_vm(port, ("a",))
-    assert table(steering) == {(None, None): {"b"}, (100, port.mac): {"a"}}
+    assert table(steering) == {(None, None): {"a", "b"}, (100, port.mac): {"a"}}
     for _ in range(2):
         steering.close_window("a")
     assert table(steering) == {(None, None): {"a"}}
@@ -95,7 +95,7 @@ def test_rules_of_others_are_neither_seen_nor_touched(nic: Nic) -> None:
         nic.tc("filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", prio, "u32", "match", *match,
                "action", "mirred", "egress", "redirect", "dev", "vf2r")  # fmt: skip
     steering.steady("a")
-    steering.open_window([vm_port(0)], "a")
+    steering.open_window([(vm_port(0), "a")])
     steering.close_window("b")
     assert table(steering) == {(None, None): {"b"}}
     left = nic.tc("filter", "show", "dev", "pf0", "ingress")
@@ -155,15 +155,15 @@ def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
     steering = real(nic)
     moved, stays = vm_port(1), vm_port(2)
     steering.steady("a")
-    steering.open_window([moved, stays], "a")
+    steering.open_window([(moved, "a"), (stays, "a")])
     assert arrivals(nic, frame(100, moved.mac)) == {"a"}
     steering.move_vm(moved, ("b", "a"))
     assert arrivals(nic, frame(100, moved.mac)) == {"a", "b"}
     steering.move_vm(moved, ("b",))
     assert arrivals(nic, frame(100, moved.mac)) == {"b"}
     assert arrivals(nic, frame(100, stays.mac)) == {"a"}
-    assert arrivals(nic, frame(101, moved.mac)) == {"a"}  # the same MAC in another tenant's network
-    assert arrivals(nic, frame(100, "ff:ff:ff:ff:ff:ff")) == {"a"}
+    assert arrivals(nic, frame(101, moved.mac)) == {"a", "b"}  # the same MAC in another tenant's network
+    assert arrivals(nic, frame(100, "ff:ff:ff:ff:ff:ff")) == {"a", "b"}  # for moved and unmoved VMs alike
     assert arrivals(nic, frame(100, moved.mac, dport=53)) == set()  # not overlay: the kernel's
     assert arrivals(nic, frame(100, moved.mac, proto=6)) == set()
     assert arrivals(nic, frame(100, moved.mac, fragment=185)) == set()  # no UDP header in a later fragment

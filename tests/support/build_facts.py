@@ -51,6 +51,7 @@ def slot_facts(name: SlotName, *, runs: bool, **changes: object) -> SlotFacts:
         "netns_present": True,
         "vf_present": True,
         "installed_version": "3.1.0",
+        "switch": switch_facts(2) if runs else None,
     }
     return SlotFacts(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -101,8 +102,8 @@ def switch_facts(ports: int, **changes: object) -> SwitchFacts:
     fields: dict[str, object] = {
         "version": "3.1.0",
         "bridges": (
-            Bridge("br-int", "netdev", "secure", (), ("priority=10,in_port=1 actions=output:2",)),
-            Bridge("br-phy", "netdev", "secure", (), ()),
+            Bridge("br-int", "netdev", "secure", (), flows=("priority=10,in_port=1 actions=output:2",)),
+            Bridge("br-phy", "netdev", "secure", ()),
         ),
         "interfaces": (*(ovs_interface(i) for i in range(ports)), uplink),
     }
@@ -129,13 +130,15 @@ def vm_port(number: int, **changes: object) -> VmPort:
 def host_facts(vms: int = 2, **changes: object) -> HostFacts:
     fields: dict[str, object] = {
         "host": "h1",
-        "slots": (slot_facts("a", runs=True), slot_facts("b", runs=False)),
+        "slots": (slot_facts("a", runs=True, switch=switch_facts(vms)), slot_facts("b", runs=False)),
         "active": "a",
-        "switch": switch_facts(vms),
         "ports": tuple(vm_port(i) for i in range(vms)),
         "orphans": (),
         "hugepages": (HugepagePool(0, 2048, 256, 128),),
         "steering_adapter": "tc_u32",
         "steering_problem": None,
     }
+    if "switch" in changes:  # what the active switch is configured to do
+        switch = changes.pop("switch")
+        fields["slots"] = (slot_facts("a", runs=True, switch=switch), slot_facts("b", runs=False))
     return HostFacts(**{**fields, **changes})  # type: ignore[arg-type]

@@ -16,7 +16,9 @@ from tests.support.build_facts import slot, switch_facts, vm_interface
 from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
+    ORIGIN_KEY,
     HugepagePool,
+    Interface,
     PortBinding,
     RingOwnership,
     Slot,
@@ -47,14 +49,17 @@ class World:
     flows: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
     bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
     fail_modes: dict[str, str | None] = field(default_factory=dict)
-    steady: SlotName = "a"
+    steady: tuple[SlotName, ...] = ("a",)
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
     dual: bool = True
     next_pid: int = 5000
     now: float = 0.0
+    chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
     calls: list[str] = field(default_factory=list)
+    looks: int = 0
+    look_fault: Callable[[str, int], BaseException | None] = lambda name, count: None
     fault: Callable[[str, int], BaseException | None] = lambda name, count: None
     trouble: list[str] = field(default_factory=list)
 
@@ -62,6 +67,13 @@ class World:
         """Record an effect, or let it fail before it has any."""
         self.calls.append(name)
         error = self.fault(name, len(self.calls))
+        if error is not None:
+            raise error
+
+    def look(self, name: str) -> None:
+        """Let a look at the host fail."""
+        self.looks += 1
+        error = self.look_fault(name, self.looks)
         if error is not None:
             raise error
 
@@ -73,7 +85,7 @@ class World:
         return {d: self.slot_of(v.ownership.owner_pid) if v.ownership else None for d, v in self.vms.items()}
 
     def reached(self, vm: VmInterface) -> tuple[SlotName, ...]:
-        return self.rules.get((100, vm.mac), (self.steady,))
+        return self.rules.get((100, vm.mac), self.steady)
 
     def unreached(self) -> list[str]:
         """Domains whose overlay traffic goes only to a switch that does not serve them."""
@@ -123,6 +135,8 @@ class SimProcesses:
 
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
         self._w.call(f"start_switch {slot.name}")
+        for bridge in self._w.switch.bridges:  # a switch that starts has no flows
+            self._w.flows[slot.name, bridge.name] = ()
         self._w.next_pid += 10
         self._w.pids[slot.name] = self._w.next_pid
         return self._w.next_pid
@@ -147,7 +161,18 @@ class SimDatabase:
         self._w = world
 
     def read(self, slot: Slot) -> SwitchFacts:
-        return self._w.switch
+        self._w.look(f"read {slot.name}")
+        sockets = {b.interface: b for b in self._w.bound.get(slot.name, ())}
+
+        def own(interface: Interface) -> Interface:
+            binding = sockets.get(interface.name)
+            if binding is None:
+                return interface
+            options = (("vhost-server-path", str(binding.socket)),)
+            ids = (*interface.external_ids, (ORIGIN_KEY, str(binding.origin)))
+            return replace(interface, options=options, external_ids=ids)
+
+        return replace(self._w.switch, interfaces=tuple(own(i) for i in self._w.switch.interfaces))
 
     def backup(self, slot: Slot, target: Path) -> None:
         self._w.call(f"backup {slot.name}")
@@ -164,9 +189,6 @@ class SimDatabase:
         if self._w.pids[slot.name] is None:
             raise refused(f"slot {slot.name} is down")
 
-    def bind_socket(self, slot: Slot, interface: str, socket: Path) -> None:
-        self._w.call(f"bind_socket {slot.name}")
-
 
 class SimOpenFlow:
     def __init__(self, world: World) -> None:
@@ -175,6 +197,9 @@ class SimOpenFlow:
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]:
         return self._w.flows.get((slot.name, bridge), ())
 
+    def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        return ()
+
     def copy(self, source: Slot, target: Slot, bridge: str) -> int:
         self._w.call(f"copy {bridge}")
         self._w.flows[target.name, bridge] = self.flows(source, bridge)
@@ -182,6 +207,7 @@ class SimOpenFlow:
 
     def difference(self, source: Slot, target: Slot, bridge: str) -> str:
         ours, theirs = set(self.flows(target, bridge)), set(self.flows(source, bridge))
+        self._w.look(f"difference {bridge}")
         return "\n".join([f"-{f}" for f in sorted(theirs - ours)] + [f"+{f}" for f in sorted(ours - theirs)])
 
     def copy_neighbours(self, source: Slot, target: Slot) -> int:
@@ -197,18 +223,29 @@ class SimHypervisor:
         return tuple(self._w.vms[d] for d in sorted(self._w.vms))
 
     def ownership(self, port: VmPort) -> RingOwnership | None:
-        return self._w.vms[port.domain].ownership
+        self._w.look(f"ownership {port.domain}")
+        vm = self._w.vms.get(port.domain)
+        return vm.ownership if vm else None
 
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         self._w.call(f"attach {port.domain}")
         now = self._own(port)
+        if chardev.startswith(CHARDEV_PREFIX):
+            self._w.chardevs.add((port.domain, chardev))
         if now.standby and now.standby.chardev != chardev:
             raise refused("another standby is attached")
         self._set(port, replace(now, standby=Standby(chardev, True, True, None, peer_pid, peer_pid)))
 
-    def detach_standby(self, port: VmPort) -> None:
-        self._w.call(f"detach {port.domain}")
-        self._set(port, replace(self._own(port), standby=None))
+    def drop_connection(self, port: VmPort, chardev: str) -> None:
+        self._w.call(f"drop {port.domain} {chardev}")
+        now = self.ownership(port)
+        if now is None:
+            return
+        if now.owner == chardev:
+            self._w.trouble.append(f"{port.domain}: the owner's connection was dropped")
+        if now.standby and now.standby.chardev == chardev:
+            self._set(port, replace(now, standby=None))
+        self._w.chardevs.discard((port.domain, chardev))
 
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
         self._w.call(f"switch {port.domain}")
@@ -225,9 +262,10 @@ class SimHypervisor:
         )
 
     def _own(self, port: VmPort) -> RingOwnership:
-        now = self._w.vms[port.domain].ownership
-        assert now is not None
-        return now
+        vm = self._w.vms.get(port.domain)
+        if vm is None or vm.ownership is None:
+            raise refused(f"{port.domain} is gone")
+        return vm.ownership
 
     def _set(self, port: VmPort, new: RingOwnership) -> None:
         self._w.vms[port.domain] = replace(self._w.vms[port.domain], ownership=new)
@@ -238,15 +276,18 @@ class SimSteering:
         self._w = world
 
     def capabilities(self) -> SteeringCapabilities:
-        return SteeringCapabilities(per_vm=True, dual_delivery=self._w.dual, atomic_replace=True)
+        return SteeringCapabilities(dual_delivery=self._w.dual)
 
     def steady(self, slot: SlotName) -> None:
         self._w.call(f"steady {slot}")
-        self._w.steady = slot
+        self._w.steady = (slot,)
 
-    def open_window(self, ports: Sequence[VmPort], slot: SlotName) -> None:
-        for port in ports:
-            self.move_vm(port, (slot,))
+    def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
+        for port, name in served:
+            self.move_vm(port, (name,))
+        if self._w.dual:
+            self._w.call("steady both")
+            self._w.steady = ("a", "b")
 
     def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
         self._w.call(f"steer {port.domain} {'+'.join(slots)}")
@@ -254,12 +295,13 @@ class SimSteering:
 
     def close_window(self, slot: SlotName) -> None:
         self._w.call(f"close_window {slot}")
-        self._w.steady = slot
+        self._w.steady = (slot,)
         self._w.rules.clear()
 
     def rules(self) -> tuple[SteeringRule, ...]:
+        self._w.look("rules")
         single = [SteeringRule(vni, mac, to, 0) for (vni, mac), to in self._w.rules.items()]
-        return (*single, SteeringRule(None, None, (self._w.steady,), 0))
+        return (*single, SteeringRule(None, None, self._w.steady, 0))
 
 
 class SimResources:

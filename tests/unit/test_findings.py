@@ -90,9 +90,7 @@ def test_what_the_target_slot_lacks_blocks(changes: dict[str, object], code: str
 
 
 def test_nothing_runs() -> None:
-    facts = host_facts(
-        active=None, switch=None, ports=(), slots=(slot_facts("a", runs=False), slot_facts("b", runs=False))
-    )
+    facts = host_facts(active=None, ports=(), slots=(slot_facts("a", runs=False), slot_facts("b", runs=False)))
     assert codes(facts) == ["NO_SWITCH"]
 
 

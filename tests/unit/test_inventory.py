@@ -54,10 +54,12 @@ def test_the_active_slot() -> None:
     a, b = SlotStatus(PID["a"], 1), SlotStatus(PID["b"], 2)
     on_a = vm_interface(0)
     on_b = vm_interface(1, ownership=ownership("x", PID["b"]))
-    assert active_slot({"a": DOWN, "b": DOWN}, [on_a]) is None
-    assert active_slot({"a": DOWN, "b": b}, []) == "b"
-    assert active_slot({"a": a, "b": b}, [on_a]) == "a"
-    assert active_slot({"a": a, "b": b}, [on_a, on_b]) is None
+    assert active_slot({"a": DOWN, "b": DOWN}, [on_a], ()) is None
+    assert active_slot({"a": DOWN, "b": b}, [], ("a",)) == "b"
+    assert active_slot({"a": a, "b": b}, [on_a], ("b",)) == "a"
+    assert active_slot({"a": a, "b": b}, [on_a, on_b], ("a",)) is None
+    assert active_slot({"a": a, "b": b}, [], ("b",)) == "b"
+    assert active_slot({"a": a, "b": b}, [], ("a", "b")) is None
 
 
 def test_bindings_first_a_second_socket_then_libvirts_own_again() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.build_facts import vm_interface
 from tests.support.simhost import ListRecorder, World, is_ours, make, refused
 from upgrader.core import plan as planning
 from upgrader.core.errors import HostError
@@ -31,20 +32,31 @@ def upgrade_plan(made: Made) -> Plan:
     return planning.upgrade(look(made), made[1].steering.capabilities())
 
 
-def carry_out(made: Made, plan: Plan, recorder: ListRecorder | None = None) -> RunReport:
+def carry_out(
+    made: Made, plan: Plan, recorder: ListRecorder | None = None, interrupted: Callable[[], bool] = lambda: False
+) -> RunReport:
     _, host, slots = made
-    return Run(plan, host, slots, recorder or ListRecorder(), 20_000).execute()
+    return Run(plan, host, slots, recorder or ListRecorder(), 20_000, interrupted).execute()
+
+
+def restore_plan(made: Made, slot: SlotName) -> Plan:
+    return planning.restore(look(made), made[1].steering.capabilities(), slot)
 
 
 def settled(world: World, slot: SlotName) -> None:
     """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run."""
     assert set(world.owners().values()) == {slot}
-    assert world.steady == slot
+    assert world.steady == (slot,)
     assert world.rules == {}
     assert world.unreached() == []
     assert world.trouble == []
     assert world.pids["b" if slot == "a" else "a"] is None
     assert world.listeners == set()
+    for bridge in world.switch.bridges:
+        assert world.flows[slot, bridge.name], f"slot {slot} forwards nothing on {bridge.name}"
+    for domain, vm in world.vms.items():
+        own = vm.ownership.owner if vm.ownership else ""
+        assert {c for d, c in world.chardevs if d == domain} <= {own}, "a second connection was left behind"
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -115,7 +127,7 @@ def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, 
     return lambda name, count: error() if count == number else None
 
 
-@pytest.mark.parametrize("error", [lambda: refused("no"), KeyboardInterrupt, lambda: OSError(5, "I/O error")])
+@pytest.mark.parametrize("error", [lambda: refused("no"), lambda: KeyError("x"), lambda: OSError(5, "I/O error")])
 def test_a_failure_at_any_call_leaves_every_vm_served(tmp_path: Path, error: Callable[[], BaseException]) -> None:
     made = make(tmp_path / "count")
     carry_out(made, upgrade_plan(made))
@@ -146,7 +158,7 @@ def test_after_a_failed_retirement_the_command_it_names_ends_the_run(tmp_path: P
     report = carry_out(made, plan)
     assert report.next == "upgrade --host localhost --restore b"
     world.fault = lambda name, count: None
-    restored = carry_out(made, planning.restore(look(made), made[1].steering.capabilities(), "b"))
+    restored = carry_out(made, restore_plan(made, "b"))
     assert restored.outcome == "done"
     settled(world, "b")
 
@@ -155,11 +167,12 @@ class Killed(BaseException):
     """SIGKILL of the coordinator: nothing of it runs any more, no undo."""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_cut_off_anywhere_either_slot_can_be_restored(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
+    """A host half-way goes to either slot whose switch is whole; to one that is not, it is refused and nothing moves."""
     tmp = tmp_path_factory.mktemp("cut")
     vms = data.draw(st.integers(1, 4))
     number = data.draw(st.integers(1, count_calls(tmp / "count", vms)))
@@ -171,16 +184,118 @@ def test_cut_off_anywhere_either_slot_can_be_restored(
         carry_out(made, plan)
     assert world.trouble == []
     assert None not in world.owners().values()
+    assert world.unreached() == []
     world.fault = lambda name, count: None
     world.listeners.clear()
+    before = world.owners()
     running = [n for n, pid in world.pids.items() if pid is not None]
-    to = data.draw(st.sampled_from(running))
-    facts = look(made)
-    again = planning.restore(facts, made[1].steering.capabilities(), to)
+    to: SlotName = data.draw(st.sampled_from(running))
+    again = restore_plan(made, to)
     assert again.blocking == ()
     report = carry_out(made, again)
+    if report.outcome == "done":
+        settled(world, to)
+    else:
+        assert "SWITCHES_DIFFER" in (report.error or "")
+        assert to == "b"
+        assert world.owners() == before
+        assert carry_out(made, restore_plan(made, "a")).outcome == "done"
+        settled(world, "a")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_restore_that_fails_leaves_every_vm_served_and_reached(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Also VMs that the restoring run was not to move keep their switch and their way to it."""
+    tmp = tmp_path_factory.mktemp("again")
+    made = make(tmp / "run", 3)
+    world = made[0]
+    plan = upgrade_plan(made)
+    moves = [i for i, s in enumerate(plan.steps) if s.kind is StepKind.MOVE_VM]
+    cut = data.draw(st.sampled_from(["switch vm1", "switch vm2", "steer vm2 b"]))
+    world.fault = lambda name, count: Killed() if name == cut else None
+    with pytest.raises(Killed):
+        carry_out(made, plan)
+    assert moves
+    world.fault = lambda name, count: None
+    start = len(world.calls)
+    number = start + data.draw(st.integers(1, 25))
+    world.fault = fails_at(number, lambda: refused("no"))
+    report = carry_out(made, restore_plan(made, data.draw(st.sampled_from(["a", "b"]))))
+    assert None not in world.owners().values()
+    assert world.unreached() == [], (report.outcome, world.calls[start:])
+    assert world.trouble == []
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(number=st.integers(1, 60))
+def test_a_look_at_the_host_that_fails_is_a_run_undone(tmp_path_factory: pytest.TempPathFactory, number: int) -> None:
+    made = make(tmp_path_factory.mktemp("look"))
+    world = made[0]
+    plan = upgrade_plan(made)
+    first = world.looks
+    world.look_fault = lambda name, count: refused("no answer") if count == first + number else None
+    report = carry_out(made, plan)
+    assert None not in world.owners().values()
+    assert world.unreached() == []
+    assert world.trouble == []
+    if report.outcome == "restored":
+        world.look_fault = lambda name, count: None
+        settled(world, "a")
+
+
+@pytest.mark.parametrize("at", ["start_switch b", "attach vm0", "switch vm0", "steer vm1 b", "close_window b"])
+def test_ctrl_c_undoes_the_run_after_the_step_in_hand(tmp_path: Path, at: str) -> None:
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+    asked: list[str] = []
+
+    def watch(name: str, count: int) -> None:
+        if name == at:
+            asked.append(name)
+
+    world.fault = watch
+    report = carry_out(made, plan, interrupted=lambda: bool(asked))
+    assert (report.outcome, report.error) == ("restored", "INTERRUPTED: a person stopped the run")
+    assert report.moved == 0
+    settled(world, "a")
+
+
+@pytest.mark.parametrize("at", ["attach vm1", "switch vm0", "switch vm1", "steer vm1 b", "close_window b"])
+def test_a_vm_that_ends_in_the_middle_is_no_reason_to_stop(tmp_path: Path, at: str) -> None:
+    made = make(tmp_path, vms=3)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def end(name: str, count: int) -> None:
+        if name == at:
+            world.vms.pop("vm2", None)
+
+    world.fault = end
+    report = carry_out(made, plan)
     assert report.outcome == "done", report.error
-    settled(world, to)
+    world.chardevs = {(d, c) for d, c in world.chardevs if d != "vm2"}  # they went with its QEMU
+    world.listeners = {p for p in world.listeners if "vhu2" not in p.name}
+    settled(world, "b")
+
+
+def test_a_vm_that_comes_in_the_middle_is_not_left_without_a_switch(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def come(name: str, count: int) -> None:
+        if name == "switch vm1":
+            world.vms["vm9"] = vm_interface(9)  # started, and connected to by the old switch
+
+    world.fault = come
+    report = carry_out(made, plan)
+    assert report.outcome == "restored"
+    assert "vm9" in (report.error or "")
+    settled(world, "a")
 
 
 def test_a_switch_that_dies_while_the_vms_move(tmp_path: Path) -> None:
@@ -200,24 +315,53 @@ def test_a_switch_that_dies_while_the_vms_move(tmp_path: Path) -> None:
 
 
 def test_the_old_switch_dies_while_the_vms_move(tmp_path: Path) -> None:
-    """Then there is no way back: the VMs are with the new switch, and the report says how to finish."""
+    """QEMU brings every VM to the new switch, which stands by on all of them: the run goes on to its end."""
     made = make(tmp_path, vms=3)
     world = made[0]
     plan = upgrade_plan(made)
 
     def die(name: str, count: int) -> None:
-        if name == "steer vm1 b+a":
+        if name == "steer vm1 b":
             world.die("a")
 
     world.fault = die
     report = carry_out(made, plan)
-    assert report.outcome == "operator-needed"
-    assert set(world.owners().values()) == {"b"}
-    assert world.trouble == []
-    assert report.next == "upgrade --host localhost --restore b"
-    world.fault = lambda name, count: None
-    assert carry_out(made, planning.restore(look(made), made[1].steering.capabilities(), "b")).outcome == "done"
+    assert report.outcome == "done", report.error
     settled(world, "b")
+
+
+def test_the_old_switch_dies_before_the_vms_are_attached(tmp_path: Path) -> None:
+    """Then nobody can serve them; the new switch, the only one that lives, is kept."""
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == "copy br-phy":
+            world.die("a")
+            raise refused("no answer")
+
+    world.fault = die
+    report = carry_out(made, plan)
+    assert report.outcome == "operator-needed"
+    assert world.pids["b"] is not None
+
+
+def test_a_new_switch_that_does_not_let_go_is_killed(tmp_path: Path) -> None:
+    """The rings stand still and the switch back gets no answer: QEMU brings the VMs home when it is dead."""
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def hangs(name: str, count: int) -> BaseException | None:
+        back = name == "switch vm0" and world.calls.count("switch vm0") == 2
+        return refused("missed its deadline") if back or name == "switch vm1" else None
+
+    world.fault = hangs
+    report = carry_out(made, plan)
+    assert "kill b" in world.calls
+    assert report.outcome == "restored", report.error
+    settled(world, "a")
 
 
 def test_rings_that_stand_still_bring_the_vm_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 VIR_CONNECT_LIST_DOMAINS_ACTIVE: int
 VIR_ERR_NO_DOMAIN: int
+VIR_ERR_OPERATION_INVALID: int
 
 class libvirtError(Exception):
     def get_error_code(self) -> int: ...

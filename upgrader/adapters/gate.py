@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,29 +63,41 @@ def run(
     line = paste(full, env)
     log.debug("run", command=line)
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             full,
-            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if show_stderr else subprocess.PIPE,
             text=True,
             errors="replace",
             cwd=cwd,
             env={**os.environ, **(env or {})},
-            timeout=timeout_s,
-            check=False,
             pass_fds=tuple(pass_fds),
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            # a terminal's Ctrl-C is for us: whoever called decides whether a command in hand is to end
+            start_new_session=True,
         )
-    except FileNotFoundError as error:
+    except OSError as error:
         raise CommandError(line, f"could not be started ({error.strerror}: {error.filename})", "") from error
+    try:
+        stdout, stderr = process.communicate(stdin, timeout_s)
     except subprocess.TimeoutExpired as error:
-        output = error.stderr or error.stdout or b""
-        text = output.decode(errors="replace") if isinstance(output, bytes) else output
-        raise CommandError(line, f"did not end within {timeout_s:g} s and was killed", text) from error
-    if check and done.returncode != 0:
-        raise CommandError(line, f"exited with {done.returncode}", done.stderr or done.stdout)
-    return Completed(tuple(full), done.returncode, done.stdout, done.stderr or "")
+        _kill(process)
+        text = error.stderr or error.stdout or b""
+        said = text.decode(errors="replace") if isinstance(text, bytes) else text
+        raise CommandError(line, f"did not end within {timeout_s:g} s and was killed", said) from error
+    except BaseException:
+        _kill(process)
+        raise
+    if check and process.returncode != 0:
+        raise CommandError(line, f"exited with {process.returncode}", stderr or stdout)
+    return Completed(tuple(full), process.returncode, stdout, stderr or "")
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a command and what it started; daemons that left its session stay."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def spawn(
@@ -118,7 +132,7 @@ def spawn(
             start_new_session=new_session,
             pass_fds=tuple(pass_fds),
         )
-    except FileNotFoundError as error:
+    except OSError as error:
         raise CommandError(line, f"could not be started ({error.strerror}: {error.filename})", "") from error
     finally:
         if sink:

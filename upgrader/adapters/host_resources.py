@@ -9,6 +9,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from upgrader.adapters.netlink import netlink
 from upgrader.core.errors import HostError
 from upgrader.core.model import HugepagePool, Slot
 
@@ -42,7 +43,7 @@ class HostResources:
     def netdev_exists(self, netns: str | None, name: str) -> bool:
         if not self.netns_exists(netns):
             return False
-        with IPRoute(netns=netns, flags=0) as ipr:
+        with netlink(netns) as ipr:
             return bool(ipr.link_lookup(ifname=name))
 
     def listen(self, path: Path) -> int:
@@ -73,11 +74,11 @@ class HostResources:
 
     def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
         try:
-            with IPRoute(netns=source.netns, flags=0) as old, IPRoute(netns=target.netns, flags=0) as new:
+            with netlink(source.netns) as old, netlink(target.netns) as new:
                 if lo := new.link_lookup(ifname="lo"):
                     new.link("set", index=lo[0], state="up")
                 for name in netdevs:
-                    _copy_netdev(old, new, name, target)
+                    _copy_netdev(old, new, name, source, target)
         except (OSError, NetlinkError) as error:
             raise HostError(
                 "ADDRESSES_FAILED",
@@ -87,7 +88,7 @@ class HostResources:
             ) from error
 
 
-def _copy_netdev(old: IPRoute, new: IPRoute, name: str, target: Slot) -> None:
+def _copy_netdev(old: IPRoute, new: IPRoute, name: str, source: Slot, target: Slot) -> None:
     """State, MTU, addresses and main-table routes of one netdev, from one namespace to another. Idempotent."""
     from_, to = old.link_lookup(ifname=name), new.link_lookup(ifname=name)
     if not from_:
@@ -98,7 +99,7 @@ def _copy_netdev(old: IPRoute, new: IPRoute, name: str, target: Slot) -> None:
     if not to:
         raise HostError(
             "NETDEV_MISSING",
-            f"slot {target.name} has no netdev {name}, though slot {target.name} is up",
+            f"slot {target.name} has no netdev {name}, which slot {source.name} has",
             state=f"slot {target.name} is incomplete, the other slot was not touched",
             next=f"tail {target.rundir / 'ovs-vswitchd.log'}",
         )

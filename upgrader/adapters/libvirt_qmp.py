@@ -7,7 +7,6 @@ connection" and not as an error.
 from __future__ import annotations
 
 import json
-import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,14 @@ from upgrader.core.model import (
 log = structlog.get_logger(__name__)
 
 
+# "no such domain", and "it is not running" or on its way to that
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+
+
+class _VmGoneError(HostError):
+    """The VM ended meanwhile."""
+
+
 def _quiet(_context: object, _error: object) -> None:
     """libvirt prints errors on stderr by itself; they all come as exceptions, too."""
 
@@ -46,62 +53,61 @@ class LibvirtQmp:
 
     def vm_interfaces(self) -> tuple[VmInterface, ...]:
         found = []
-        for domain in self._open().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        for domain in self._domains():
             try:
                 xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
-                connections = self._ownerships(domain)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                elements = _vhost_user(xml)
+                connections = self._ownerships(domain) if elements else {}
+            except (libvirt.libvirtError, _VmGoneError) as error:
+                if isinstance(error, _VmGoneError) or error.get_error_code() in _GONE:
                     continue  # it ended between the list and the look
                 raise self._error(domain.name(), error) from error
-            found += [_vm_interface(domain, element, connections) for element in _vhost_user(xml)]
+            found += [_vm_interface(domain, element, connections) for element in elements]
         return tuple(sorted(found, key=lambda i: (i.domain, i.netdev)))
 
+    def _domains(self) -> list[Any]:
+        try:
+            return list(self._open().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+        except libvirt.libvirtError as error:
+            raise self._error("its domains", error) from error
+
     def ownership(self, port: VmPort) -> RingOwnership | None:
-        return self._ownerships(self._domain(port)).get(port.netdev)
+        try:
+            return self._ownerships(self._domain(port)).get(port.netdev)
+        except _VmGoneError:
+            return None
 
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
 
-        A chardev of that name that is there already is left over from a run that died: it goes first.
+        Only the process `peer_pid`, under the user it runs as, is let in. A chardev of that name that is there
+        already is left over from a run that died: it goes first.
         """
         domain = self._domain(port)
         if listener_fd is not None:
-            if chardev in self._chardevs(domain):
-                self._drop(domain, port, chardev)
+            self.drop_connection(port, chardev)
             name = f"{chardev}-socket"
             self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
             address = {"type": "fd", "data": {"str": name}}
             backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
             self._qmp(domain, "chardev-add", {"id": chardev, "backend": backend})
-        try:
-            self._qmp(
-                domain,
-                "netdev-vhost-user-standby-attach",
-                {"id": port.netdev, "chardev": chardev, "peer-pid": peer_pid, "peer-uid": os.getuid()},
-            )
-        except HostError:
-            if listener_fd is not None:
-                self._qmp(domain, "chardev-remove", {"id": chardev})
-            raise
+        peer = {"peer-pid": peer_pid, "peer-uid": Path(f"/proc/{peer_pid}").stat().st_uid}
+        self._qmp(domain, "netdev-vhost-user-standby-attach", {"id": port.netdev, "chardev": chardev, **peer})
 
-    def detach_standby(self, port: VmPort) -> None:
-        domain = self._domain(port)
-        now = self._ownerships(domain).get(port.netdev)
-        if now and now.standby:
-            self._drop(domain, port, now.standby.chardev)
+    def drop_connection(self, port: VmPort, chardev: str) -> None:
+        try:
+            domain = self._domain(port)
+            now = self._ownerships(domain).get(port.netdev)
+            if now and now.standby and now.standby.chardev == chardev:
+                self._qmp(domain, "netdev-vhost-user-standby-detach", {"id": port.netdev})
+            if chardev.startswith(CHARDEV_PREFIX) and chardev in self._chardevs(domain):
+                self._qmp(domain, "chardev-remove", {"id": chardev})
+        except _VmGoneError:
+            return
 
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
         arguments = {"id": port.netdev, "owner": owner, "generation": generation, "fenced": fenced}
         return _switch_result(self._qmp(self._domain(port), "netdev-vhost-user-switch", arguments))
-
-    def _drop(self, domain: Any, port: VmPort, chardev: str) -> None:
-        """Detach `chardev` if it is the netdev's standby, and remove it if it is ours."""
-        now = self._ownerships(domain).get(port.netdev)
-        if now and now.standby and now.standby.chardev == chardev:
-            self._qmp(domain, "netdev-vhost-user-standby-detach", {"id": port.netdev})
-        if chardev.startswith(CHARDEV_PREFIX) and chardev in self._chardevs(domain):
-            self._qmp(domain, "chardev-remove", {"id": chardev})
 
     def _ownerships(self, domain: Any) -> dict[str, RingOwnership]:
         """By netdev id; empty for a QEMU without the patches."""
@@ -125,7 +131,7 @@ class LibvirtQmp:
                 text, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, message, fds, 0)
         except libvirt.libvirtError as error:
             raise self._error(domain.name(), error) from error
-        answer = json.loads(text)
+        answer: dict[str, Any] = json.loads(text)
         if "error" in answer:
             kind, what = answer["error"]["class"], answer["error"]["desc"]
             raise HostError(
@@ -144,10 +150,9 @@ class LibvirtQmp:
             raise self._error(port.domain, error) from error
 
     def _open(self) -> Any:
-        if self._connection is not None and self._connection.isAlive():
-            return self._connection
         try:
-            self._connection = libvirt.open(self._uri)
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = libvirt.open(self._uri)
         except libvirt.libvirtError as error:
             raise HostError(
                 "LIBVIRT_UNREACHABLE",
@@ -158,7 +163,8 @@ class LibvirtQmp:
         return self._connection
 
     def _error(self, domain: str, error: libvirt.libvirtError) -> HostError:
-        return HostError(
+        kind = _VmGoneError if error.get_error_code() in _GONE else HostError
+        return kind(
             "LIBVIRT_FAILED",
             f"libvirt about {domain}: {error.get_error_message()}",
             state="the VM keeps the connections it had",

@@ -20,14 +20,17 @@ class Ofctl:
         """Every flow as ovs-ofctl prints it, without statistics and with port numbers."""
         return _body(self._ofctl(slot, "--no-stats", "--no-names", "dump-flows", _mgmt(slot, bridge)))
 
+    def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """Every group as ovs-ofctl prints it, with port numbers."""
+        return _body(self._ofctl(slot, "--no-names", "dump-groups", _mgmt(slot, bridge)))
+
     def copy(self, source: Slot, target: Slot, bridge: str) -> int:
         from_, to = _mgmt(source, bridge), _mgmt(target, bridge)
         self._copy_tlv_map(source, target, bridge)
+        present = {_meter_id(m) for m in _meters(self._ofctl(target, "dump-meters", to))}
         for meter in _meters(self._ofctl(source, "dump-meters", from_)):
-            present = _meters(self._ofctl(target, "dump-meters", to))
-            verb = "mod-meter" if _meter_id(meter) in {_meter_id(m) for m in present} else "add-meter"
-            self._ofctl(target, verb, to, meter)
-        groups = _body(self._ofctl(source, "--no-names", "dump-groups", from_))
+            self._ofctl(target, "mod-meter" if _meter_id(meter) in present else "add-meter", to, meter)
+        groups = self.groups(source, bridge)
         self._ofctl(target, "del-groups", to)
         if groups:
             self._ofctl(target, "--bundle", "add-groups", to, "-", stdin="\n".join(groups) + "\n")
@@ -106,7 +109,7 @@ def _meters(dump: str) -> tuple[str, ...]:
             joined.append(line)
         elif joined:
             joined[-1] += (" " if joined[-1].endswith("=") else ",") + line.removeprefix("type=")
-    return tuple(re.sub(r"bands=\s*,?\s*", "band=type=", m).replace("\n", "") for m in joined)
+    return tuple(re.sub(r"bands=\s*,?\s*", "band=type=", m) for m in joined)
 
 
 def _meter_id(meter: str) -> str:

@@ -18,7 +18,18 @@ from upgrader.core.model import ORIGIN_KEY, Bridge, Interface, PortBinding, Slot
 
 log = structlog.get_logger(__name__)
 
-_TABLES = ("Open_vSwitch", "Bridge", "Port", "Interface", "Controller", "Manager")
+_TABLES = (
+    "Open_vSwitch",
+    "Bridge",
+    "Port",
+    "Interface",
+    "Controller",
+    "Manager",
+    "Mirror",
+    "NetFlow",
+    "sFlow",
+    "IPFIX",
+)
 _CONNECT_S = 5.0
 
 
@@ -30,6 +41,7 @@ class Ovsdb:
             root = _root(idl)
             bridges = []
             interfaces = []
+            speakers: list[str] = []
             for bridge in root.bridges:
                 bridges.append(
                     Bridge(
@@ -37,15 +49,17 @@ class Ovsdb:
                         datapath_type=bridge.datapath_type,
                         fail_mode=_optional(bridge.fail_mode),
                         controllers=tuple(sorted(c.target for c in bridge.controller)),
+                        protocols=tuple(sorted(bridge.protocols)),
                     )
                 )
+                speakers += _speakers(bridge)
                 interfaces += [_interface(bridge.name, i) for port in bridge.ports for i in port.interfaces]
             return SwitchFacts(
                 version=_optional(root.ovs_version) or "",
                 bridges=tuple(sorted(bridges, key=lambda b: b.name)),
                 interfaces=tuple(sorted(interfaces, key=lambda i: i.name)),
-                other_config=tuple(sorted(root.other_config.items())),
                 managers=tuple(sorted(m.target for m in root.manager_options)),
+                speakers=tuple(sorted(speakers)),
             )
 
     def backup(self, slot: Slot, target: Path) -> None:
@@ -73,16 +87,6 @@ class Ovsdb:
                     if binding := by_name.get(row.name):
                         row.options = {**row.options, "vhost-server-path": str(binding.socket)}
                         row.external_ids = {**row.external_ids, ORIGIN_KEY: str(binding.origin)}
-
-            _commit(idl, slot, edit)
-
-    def bind_socket(self, slot: Slot, interface: str, socket: Path) -> None:
-        with _idl(slot) as idl:
-
-            def edit(idl: Any) -> None:
-                for row in idl.tables["Interface"].rows.values():
-                    if row.name == interface:
-                        row.options = {**row.options, "vhost-server-path": str(socket)}
 
             _commit(idl, slot, edit)
 
@@ -116,6 +120,33 @@ class Ovsdb:
                         state=f"no VM was moved to slot {slot.name} for it",
                         next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
                     )
+
+
+def _speakers(bridge: Any) -> list[str]:
+    """What on a bridge sends packets of its own accord, so that a standby with the same rows would speak, too."""
+    found = [
+        f"{what} on bridge {bridge.name}"
+        for what, column in (
+            ("STP", bridge.stp_enable),
+            ("RSTP", bridge.rstp_enable),
+            ("mirrors", bridge.mirrors),
+            ("NetFlow", bridge.netflow),
+            ("sFlow", bridge.sflow),
+            ("IPFIX", bridge.ipfix),
+        )
+        if column
+    ]
+    for port in bridge.ports:
+        if _optional(port.lacp) in ("active", "passive"):
+            found.append(f"LACP on port {port.name}")
+        elif len(port.interfaces) > 1:
+            found.append(f"a bond on port {port.name}")
+        for interface in port.interfaces:
+            if interface.bfd.get("enable") == "true":
+                found.append(f"BFD on interface {interface.name}")
+            if interface.cfm_mpid:
+                found.append(f"CFM on interface {interface.name}")
+    return found
 
 
 def _dpdk_options(slot: Slot) -> dict[str, str]:
@@ -163,6 +194,13 @@ def _root(idl: Any) -> Any:
 def _idl(slot: Slot) -> Iterator[Any]:
     """A connected IDL that holds the tables we look at, whole."""
     schema = slot.prefix / "share/openvswitch/vswitch.ovsschema"
+    if not schema.exists():
+        raise HostError(
+            "SCHEMA_MISSING",
+            f"there is no OVSDB schema at {schema}",
+            state="nothing was changed",
+            next=f"correct slots.{slot.name}.prefix in the configuration",
+        )
     helper = ovs.db.idl.SchemaHelper(location=str(schema))
     for table in _TABLES:
         helper.register_table(table)

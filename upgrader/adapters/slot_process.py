@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import resource
-import time
-from collections.abc import Callable
+import select
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from upgrader.adapters import gate
 from upgrader.core.errors import CommandError, HostError
@@ -19,7 +18,8 @@ from upgrader.core.model import Slot, SlotStatus
 
 log = structlog.get_logger(__name__)
 
-_STOP_S = 10.0
+_STOP_S = 10.0  # a daemon may take for its exit,
+_KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
 _NICE = -10  # of ovs-vswitchd, whatever that of who starts it is
 
 
@@ -185,7 +185,40 @@ class SlotProcesses:
         """SIGKILL the slot's vswitchd and wait until it is gone. For a switch that hangs or must not act again."""
         pid = live_pid(slot.vswitchd_pidfile, "ovs-vswitchd")
         if pid is not None:
-            _end(pid, lambda: live_pid(slot.vswitchd_pidfile, "ovs-vswitchd") is None, at_once=True)
+            _end(pid, 0.0)
+
+
+def _stop(slot: Slot, pidfile: Path, ctl: Path, program: str) -> None:
+    """Tell one daemon to exit and wait until it has; kill it when it does not listen."""
+    pid = live_pid(pidfile, program)
+    if pid is None:
+        return
+    argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
+    gate.run(argv, env=slot_env(slot), check=False)
+    _end(pid, _STOP_S)
+
+
+def _end(pid: int, grace_s: float) -> None:
+    """Wait for a process to end; kill it after `grace_s`, and wait until it is gone (pidfd_open(2))."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if select.select([handle], [], [], grace_s)[0]:
+            return
+        log.info("killing", pid=pid)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not select.select([handle], [], [], _KILL_S)[0]:
+            raise HostError(
+                "PROCESS_STAYS",
+                f"process {pid} was killed and is not gone after {_KILL_S:g} s (unmapping much memory takes long)",
+                state="it serves nobody any more",
+                next=f"tail --pid={pid} -f /dev/null   (returns when it is gone), then the same command again",
+            )
+    finally:
+        os.close(handle)
 
 
 def _descriptors() -> str:
@@ -196,27 +229,3 @@ def _descriptors() -> str:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
     return f"{limit}:{limit}"
-
-
-def _stop(slot: Slot, pidfile: Path, ctl: Path, program: str) -> None:
-    """Tell one daemon to exit and wait until it has; kill it when it does not listen."""
-    pid = live_pid(pidfile, program)
-    if pid is None:
-        return
-    argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
-    gate.run(argv, env=slot_env(slot), check=False)
-    _end(pid, lambda: live_pid(pidfile, program) is None)
-
-
-def _end(pid: int, gone: Callable[[], bool], *, at_once: bool = False) -> None:
-    """Wait for a process to end, kill it when it does not within _STOP_S."""
-    deadline = time.monotonic() + (0 if at_once else _STOP_S)
-    retry = Retrying(wait=wait_fixed(0.02), stop=stop_after_delay(_STOP_S), retry=retry_if_result(lambda ok: not ok))
-    if not at_once:
-        while time.monotonic() < deadline:
-            if gone():
-                return
-            time.sleep(0.02)
-        log.warning("did not end by itself, killing", pid=pid)
-    os.kill(pid, 9)
-    retry(gone)

@@ -8,7 +8,6 @@ options (RFC 791), then UDP (RFC 768) and VXLAN (RFC 7348).
 
 from __future__ import annotations
 
-import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,13 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from upgrader.adapters.netlink import netlink
 from upgrader.core.errors import HostError
 from upgrader.core.model import SlotName, SteeringCapabilities, SteeringRule, VmPort
 
+# Where the filters of a PF hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
 INGRESS = 0xFFFF0000
+CLSACT_INGRESS = 0xFFFFFFF2
 ETH_P_IP = 0x0800
 PRIO_VM = 10  # single VMs, in front of
 PRIO_STEADY = 20  # the rest of the overlay; priorities 1 to 49 are ours
@@ -57,104 +59,130 @@ class TcU32:
         self._vxlan_port = vxlan_port
 
     def capabilities(self) -> SteeringCapabilities:
-        return SteeringCapabilities(per_vm=True, dual_delivery=True, atomic_replace=True)
+        return SteeringCapabilities(dual_delivery=True)
 
     def steady(self, slot: SlotName) -> None:
-        with self._netlink() as (ipr, links):
-            self._set(ipr, links, PRIO_STEADY, None, None, (slot,))
+        with self._kernel() as kernel:
+            kernel.set(PRIO_STEADY, None, None, (slot,))
 
-    def open_window(self, ports: Sequence[VmPort], slot: SlotName) -> None:
-        for port in ports:
-            self.move_vm(port, (slot,))
+    def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
+        """The single rules first, then the rest (broadcast, unknown MACs) to both: nothing misses its switch."""
+        with self._kernel() as kernel:
+            for port, slot in served:
+                kernel.set(PRIO_VM, _vni_of(port), port.mac.lower(), (slot,))
+            kernel.set(PRIO_STEADY, None, None, tuple(self._representors))
 
     def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
-        if port.vni is None:
-            raise HostError(
-                "STEERING_NO_VNI",
-                f"{port.label} has no VNI in the database, so its overlay traffic cannot be told from the rest",
-                state="its steering was not changed",
-                next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
-            )
-        with self._netlink() as (ipr, links):
-            self._set(ipr, links, PRIO_VM, port.vni, port.mac.lower(), tuple(slots))
+        with self._kernel() as kernel:
+            kernel.set(PRIO_VM, _vni_of(port), port.mac.lower(), tuple(slots))
 
     def close_window(self, slot: SlotName) -> None:
         """The rule for all is turned first, the single ones go after it: at no time is a packet without a rule."""
-        with self._netlink() as (ipr, links):
-            self._set(ipr, links, PRIO_STEADY, None, None, (slot,))
-            for f in self._filters(ipr, links):
-                if f.prio == PRIO_VM:
-                    ipr.tc(
-                        "del-filter", "u32", index=links[self._pf], handle=f.handle, parent=INGRESS, prio=f.prio,
-                        protocol=ETH_P_IP, target=0,
-                    )  # fmt: skip
+        with self._kernel() as kernel:
+            kernel.set(PRIO_STEADY, None, None, (slot,))
+            kernel.remove(PRIO_VM)
 
     def rules(self) -> tuple[SteeringRule, ...]:
-        with self._netlink() as (ipr, links):
-            by_index = {links[name]: slot for slot, name in self._representors.items()}
+        with self._kernel() as kernel:
             return tuple(
-                SteeringRule(f.vni, f.mac, tuple(by_index[i] for i in f.ifindexes if i in by_index), f.packets)
-                for f in self._filters(ipr, links)
+                SteeringRule(f.vni, f.mac, kernel.slots(f.ifindexes), f.packets) for f in kernel.filters.values()
             )
 
     @contextmanager
-    def _netlink(self) -> Iterator[tuple[IPRoute, dict[str, int]]]:
-        """A netlink socket in the PF's namespace and the ifindex of every netdev we name."""
+    def _kernel(self) -> Iterator[_Kernel]:
+        """The PF's filters, read once, over one socket in the PF's namespace."""
         try:
-            # flags=0: pyroute2 would otherwise create a namespace that is not there
-            with IPRoute(netns=self._netns, flags=0) as ipr:
+            with netlink(self._netns) as ipr:
                 links: dict[str, int] = {}
                 for name in (self._pf, *self._representors.values()):
                     found = ipr.link_lookup(ifname=name)
                     if not found:
                         raise self._error(f"there is no netdev {name} in {self._where()}")
                     links[name] = found[0]
-                yield ipr, links
+                representors = {slot: links[name] for slot, name in self._representors.items()}
+                yield _Kernel(ipr, links[self._pf], representors, self._vxlan_port)
         except FileNotFoundError as error:
             raise self._error(f"there is no network namespace {self._netns}") from error
-        except NetlinkError as error:
+        except (NetlinkError, OSError) as error:
             raise self._error(f"the kernel refused a tc rule on {self._pf}: {error}") from error
 
-    def _set(
-        self, ipr: IPRoute, links: dict[str, int], prio: int, vni: int | None, mac: str | None, slots: tuple[SlotName, ...]
-    ) -> None:  # fmt: skip
+    def _where(self) -> str:
+        return f"namespace {self._netns}" if self._netns else "the host's namespace"
+
+    def _error(self, what: str) -> HostError:
+        inside = f"ip netns exec {self._netns} " if self._netns else ""
+        return HostError(
+            "STEERING_FAILED",
+            what,
+            state="overlay traffic goes where it went before",
+            next=f"{inside}tc -s filter show dev {self._pf} ingress",
+        )
+
+
+class _Kernel:
+    """One PF's filters of ours, while a netlink socket is open.
+
+    pf            ifindex of the PF
+    representors  ifindex by slot
+    filters       by (priority, VNI, inner MAC); those of others on the same PF are not ours to see
+    """
+
+    def __init__(self, ipr: IPRoute, pf: int, representors: dict[SlotName, int], vxlan_port: int) -> None:
+        self._ipr = ipr
+        self._pf = pf
+        self._representors = representors
+        self._vxlan_port = vxlan_port
+        kinds = {q.get_attr("TCA_KIND") for q in ipr.get_qdiscs(index=pf)}
+        self._has_qdisc = bool(kinds & {"ingress", "clsact"})
+        self._parent = CLSACT_INGRESS if "clsact" in kinds else INGRESS
+        self.filters = self._read() if self._has_qdisc else {}
+
+    def slots(self, ifindexes: tuple[int, ...]) -> tuple[SlotName, ...]:
+        """The slots behind netdevs; none at all when one of them is a stranger: such a rule is not as we set it."""
+        by_index = {index: slot for slot, index in self._representors.items()}
+        return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
+
+    def set(self, prio: int, vni: int | None, mac: str | None, slots: tuple[SlotName, ...]) -> None:
         """Make the one filter with this match point at these slots: changed in place, or added where there is none."""
         if not slots or len(set(slots)) != len(slots):
             raise ValueError(f"slots to steer to: {slots}")
-        targets = [links[self._representors[s]] for s in slots]
+        targets = tuple(self._representors[s] for s in slots)
+        present = self.filters.get((prio, vni, mac))
+        if present and present.ifindexes == targets:
+            return
         *mirrors, last = targets
-        action = [
-            *({"kind": "mirred", "direction": "egress", "action": "mirror", "ifindex": i} for i in mirrors),
-            {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": last},
-        ]
         request: dict[str, Any] = {
-            "index": links[self._pf],
-            "parent": INGRESS,
+            "index": self._pf,
+            "parent": self._parent,
             "prio": prio,
             "protocol": ETH_P_IP,
             "target": 0,
             "keys": _keys(self._vxlan_port, vni, mac),
-            "action": action,
+            "action": [
+                *({"kind": "mirred", "direction": "egress", "action": "mirror", "ifindex": i} for i in mirrors),
+                {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": last},
+            ],
         }
-        present = [f for f in self._filters(ipr, links) if (f.prio, f.vni, f.mac) == (prio, vni, mac)]
         if present:
-            ipr.tc("replace-filter", "u32", handle=present[0].handle, **request)
+            self._ipr.tc("replace-filter", "u32", handle=present.handle, **request)
             return
-        try:
-            ipr.tc("add-filter", "u32", **request)
-        except NetlinkError as error:
-            if error.code not in (errno.ENOENT, errno.EINVAL) or self._has_ingress(ipr, links):
-                raise
-            ipr.tc("add", "ingress", index=links[self._pf], handle=INGRESS)
-            ipr.tc("add-filter", "u32", **request)
+        if not self._has_qdisc:
+            self._ipr.tc("add", "ingress", index=self._pf, handle=INGRESS)
+            self._has_qdisc = True
+        self._ipr.tc("add-filter", "u32", **request)
 
-    def _has_ingress(self, ipr: IPRoute, links: dict[str, int]) -> bool:
-        return any(q.get_attr("TCA_KIND") in ("ingress", "clsact") for q in ipr.get_qdiscs(index=links[self._pf]))
+    def remove(self, prio: int) -> None:
+        """Take every filter of ours with this priority away."""
+        for f in self.filters.values():
+            if f.prio == prio:
+                self._ipr.tc(
+                    "del-filter", "u32", index=self._pf, handle=f.handle, parent=self._parent, prio=prio,
+                    protocol=ETH_P_IP, target=0,
+                )  # fmt: skip
 
-    def _filters(self, ipr: IPRoute, links: dict[str, int]) -> list[_Filter]:
-        """Our filters as the kernel has them; those of others on the same PF are not ours to see."""
-        found = []
-        for message in ipr.get_filters(index=links[self._pf], parent=INGRESS):
+    def _read(self) -> dict[tuple[int, int | None, str | None], _Filter]:
+        found = {}
+        for message in self._ipr.get_filters(index=self._pf, parent=self._parent):
             prio = message["info"] >> 16
             options = message.get_attr("TCA_OPTIONS")
             if prio not in (PRIO_VM, PRIO_STEADY) or message.get_attr("TCA_KIND") != "u32" or options is None:
@@ -168,20 +196,19 @@ class TcU32:
                 continue
             vni, mac = _read_match(words)
             targets, packets = _read_actions(actions)
-            found.append(_Filter(prio, message["handle"], vni, mac, targets, packets))
+            found[prio, vni, mac] = _Filter(prio, message["handle"], vni, mac, targets, packets)
         return found
 
-    def _where(self) -> str:
-        return f"namespace {self._netns}" if self._netns else "the host's namespace"
 
-    def _error(self, what: str) -> HostError:
-        inside = f"ip netns exec {self._netns} " if self._netns else ""
-        return HostError(
-            "STEERING_FAILED",
-            what,
-            state="overlay traffic goes where it went before",
-            next=f"{inside}tc -s filter show dev {self._pf} ingress",
+def _vni_of(port: VmPort) -> int:
+    if port.vni is None:
+        raise HostError(
+            "STEERING_NO_VNI",
+            f"{port.label} has no VNI in the database, so its overlay traffic cannot be told from the rest",
+            state="its steering was not changed",
+            next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
         )
+    return port.vni
 
 
 def _keys(vxlan_port: int, vni: int | None, mac: str | None) -> list[str]:
@@ -232,9 +259,10 @@ def _read_actions(actions: Any) -> tuple[tuple[int, ...], int]:
     targets: list[int] = []
     packets = 0
     for _, action in _attrs(actions):
-        parms = action.get_attr("TCA_ACT_OPTIONS").get_attr("TCA_MIRRED_PARMS")
-        if parms is None:
+        options = action.get_attr("TCA_ACT_OPTIONS")
+        if action.get_attr("TCA_ACT_KIND") != "mirred" or options is None:
             continue
+        parms = options.get_attr("TCA_MIRRED_PARMS")
         if not targets:
             stats = action.get_attr("TCA_ACT_STATS")
             basic = stats.get_attr("TCA_STATS_BASIC") if stats is not None else None

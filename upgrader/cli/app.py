@@ -8,12 +8,14 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import structlog
 import typer
+import typer.exceptions
 
 from upgrader.core.errors import BlockedError, Exit, UpgradeError, UsageError
+from upgrader.core.model import SlotName
 from upgrader.terminal import consoles
 
 app = typer.Typer(no_args_is_help=False, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,22 +63,17 @@ def upgrade(
             state="nothing was changed",
             next=f"upgrade --host {host} --dry-run   (it names the slot that serves each VM)",
         )
-    slot: Literal["a", "b"] | None = "a" if restore == "a" else "b" if restore == "b" else None
-    sys.exit(_upgrade(_local(host), config, dry_run=dry_run, yes=yes, restore=slot, as_json=as_json))
+    slot: SlotName | None = "a" if restore == "a" else "b" if restore == "b" else None
+    raise typer.Exit(_upgrade(_local(host), config, dry_run=dry_run, yes=yes, restore=slot, as_json=as_json))
 
 
 def _upgrade(
-    host: str,
-    config: Path | None,
-    *,
-    dry_run: bool,
-    yes: bool,
-    restore: Literal["a", "b"] | None,
-    as_json: bool,
+    host: str, config: Path | None, *, dry_run: bool, yes: bool, restore: SlotName | None, as_json: bool
 ) -> int:
     # late: --help and errors about arguments need neither libvirt nor pyroute2, which take half a second to import
     from upgrader import wiring  # noqa: PLC0415
     from upgrader.cli import render  # noqa: PLC0415
+    from upgrader.cli.interrupt import interrupts  # noqa: PLC0415
     from upgrader.config import config_path, load  # noqa: PLC0415
     from upgrader.core import plan as planning  # noqa: PLC0415
     from upgrader.core.report import plan_json  # noqa: PLC0415
@@ -85,40 +82,58 @@ def _upgrade(
     from upgrader.engine.run import Run  # noqa: PLC0415
 
     out, err = consoles()
-    settings = load(config_path(config))
     _require_root()
+    settings = load(config_path(config))
     real, slots = wiring.host(settings), wiring.slots(settings)
-    with host_lock(settings.host.lock):
+
+    def make_plan() -> planning.Plan:
         facts = gather(host, slots, real, vni_key=settings.host.vni_external_id, adapter=settings.nic.adapter)
-        capabilities = real.steering.capabilities()
-        accept = settings.policy.accept
-        plan = (
-            planning.restore(facts, capabilities, restore, accept)
-            if restore
-            else planning.upgrade(facts, capabilities, accept)
-        )
-        if dry_run and as_json:
-            sys.stdout.write(json.dumps(plan_json(plan), indent=2) + "\n")
-        render.show_findings(err, plan.findings)
-        if plan.blocking:
-            codes = ", ".join(f.code for f in plan.blocking)
+        capabilities, accept = real.steering.capabilities(), settings.policy.accept
+        if restore:
+            made = planning.restore(facts, capabilities, restore, accept)
+        else:
+            made = planning.upgrade(facts, capabilities, accept)
+        render.show_owners(err, facts)
+        render.show_findings(err, made.findings)
+        if made.blocking:
+            if dry_run and as_json:
+                sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
+            codes = ", ".join(f.code for f in made.blocking)
             raise BlockedError(
                 "BLOCKED",
-                f"{len(plan.blocking)} findings forbid the run: {codes}",
+                f"{len(made.blocking)} findings forbid the run: {codes}",
                 state="nothing was changed",
                 next="see `next` of each finding above",
             )
-        if dry_run:
-            if not as_json:
-                render.show_plan(out, plan)
-            return Exit.DONE
+        return made
+
+    if dry_run:
+        plan = make_plan()
+        if as_json:
+            sys.stdout.write(json.dumps(plan_json(plan), indent=2) + "\n")
+        else:
+            render.show_plan(out, plan)
+        return Exit.DONE
+    with host_lock(settings.host.lock):
+        plan = make_plan()
         render.show_plan(err, plan)
         if not yes:
             _ask(plan.source, plan.target)
-        report = Run(plan, real, slots, render.ConsoleRecorder(err), settings.policy.blackout_budget_us).execute()
+            if make_plan().id != plan.id:
+                raise BlockedError(
+                    "PLAN_STALE",
+                    "the host is not as it was when the plan was shown",
+                    state="nothing was changed",
+                    next=f"upgrade --host {host} --dry-run",
+                )
+        with interrupts() as interrupted:
+            recorder = render.ConsoleRecorder(err)
+            report = Run(plan, real, slots, recorder, settings.policy.blackout_budget_us, interrupted).execute()
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
     render.show_report(err if as_json else out, report)
+    if report.outcome == "restored" and interrupted():
+        return Exit.STOPPED
     return {"done": Exit.DONE, "restored": Exit.RESTORED, "operator-needed": Exit.OPERATOR}[report.outcome]
 
 
@@ -180,18 +195,41 @@ def _mount_lab() -> None:
 
 
 def main() -> None:
-    """Entry point: every error of ours ends with its three lines and its exit code."""
+    """Entry point: whatever goes wrong ends with three lines and an exit code."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
     from upgrader.cli import render  # noqa: PLC0415
+    from upgrader.core.report import error_json  # noqa: PLC0415
 
     try:
         _mount_lab()
-        app()
-    except UpgradeError as error:
-        render.show_error(consoles()[1], error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        return int(app(args=arguments, standalone_mode=False) or Exit.DONE)
+    except (typer.Abort, KeyboardInterrupt):  # Ctrl-C, or no answer at the prompt
         sys.stderr.write("interrupted before anything was changed\n")
-        sys.exit(Exit.STOPPED)
+        return Exit.STOPPED
+    except typer.exceptions.TyperException as error:
+        sys.stderr.write(f"error {error.format_message()}\n  state: nothing was changed\n  next:  upgrade --help\n")
+        return Exit.USAGE
+    except UpgradeError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 - an operator at 3 a.m. gets words, and --verbose gets the trace
+        structlog.get_logger(__name__).debug("unexpected", exc_info=True)
+        failure = UpgradeError(
+            "UNEXPECTED",
+            f"{type(error).__name__}: {error}",
+            state="nothing was changed: this was before a run began",
+            next="the same command with --verbose, and tell the authors what it prints",
+        )
+    if "--config" in arguments[:-1]:
+        # what to type next has to read the same configuration
+        given = arguments[arguments.index("--config") + 1]
+        failure.next = failure.next.replace("upgrade --host", f"upgrade --config {given} --host")
+    render.show_error(consoles()[1], failure)
+    if "--json" in arguments:
+        sys.stdout.write(json.dumps(error_json(failure), indent=2) + "\n")
+    return failure.exit_code
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from upgrader.core.errors import UpgradeError
 from upgrader.core.findings import Finding, Severity
+from upgrader.core.model import SLOTS, HostFacts
 from upgrader.core.plan import Plan
 from upgrader.core.report import RunReport, vm_move
 
@@ -56,6 +57,15 @@ def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
         console.print(f"         next: {escape(f.remedy)}", soft_wrap=True)
 
 
+def show_owners(console: Console, facts: HostFacts) -> None:
+    """Who serves whom, by slot."""
+    for name in (*SLOTS, None):
+        labels = [p.label for p in facts.ports if facts.serving(p) == name]
+        if labels:
+            where = f"slot {name} serves" if name else "no slot serves"
+            console.print(f"{where} {', '.join(escape(x) for x in labels)}", soft_wrap=True)
+
+
 def show_plan(console: Console, plan: Plan) -> None:
     versions = f"{plan.from_version or 'none'} -> {plan.to_version or 'none'}"
     console.print(
@@ -82,7 +92,7 @@ def show_report(console: Console, report: RunReport) -> None:
         ):
             table.add_column(column, justify="left" if column == "VM" else "right")
         for m in report.moves:
-            mark = " (over budget)" if m.over_budget else ""
+            mark = (" (over budget)" if m.over_budget else "") + (" (way back)" if m.undone else "")
             table.add_row(
                 m.vm,
                 f"{m.blackout_us:.0f}{mark}",
@@ -92,7 +102,7 @@ def show_report(console: Console, report: RunReport) -> None:
         console.print(table)
     colour = {"done": "green", "restored": "yellow", "operator-needed": "red"}[report.outcome]
     console.print(
-        f"[{colour}]{report.outcome}[/]: {len(report.moves)} VM ports moved {report.from_slot} -> {report.to_slot}, "
+        f"[{colour}]{report.outcome}[/]: {report.moved} VM ports moved {report.from_slot} -> {report.to_slot}, "
         f"OVS {report.from_version or 'none'} -> {report.to_version or 'none'}, {report.took_s:.1f} s"
     )
     if report.error:

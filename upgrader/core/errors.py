@@ -80,15 +80,3 @@ class HostError(UpgradeError):
 
 class StepError(UpgradeError):
     """A step's effect failed or its verification did not hold."""
-
-
-class RestoredError(UpgradeError):
-    """The run failed and every effect was undone: the VMs are where they were."""
-
-    exit_code = Exit.RESTORED
-
-
-class OperatorNeededError(UpgradeError):
-    """The run failed and something could not be undone."""
-
-    exit_code = Exit.OPERATOR

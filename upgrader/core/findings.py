@@ -10,8 +10,14 @@ from enum import StrEnum
 from upgrader.core.model import SLOTS, HostFacts, SlotFacts, SlotName, other_slot
 
 _HUGEPAGE_KIB = 2048
+_OPENFLOW_WITH_GROUPS_AND_METERS = {"OpenFlow13", "OpenFlow14", "OpenFlow15"}
+# Findings a person may decide to live with; the others mean that VMs would be harmed.
+ACCEPTABLE = ("PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF")
 # conntrack as an action, or as a match on its state; a flow on it depends on what one process remembers
 _CT = re.compile(r"\bct\(|\bct_(state|zone|mark|label|nw_|ipv6_|tp_)|\bct_clear\b")
+
+# what makes a switch send to ports it was not told of, or remember what it saw
+_LEARNING = re.compile(r"actions=.*\b(NORMAL|FLOOD|ALL|learn\()")
 
 
 class Severity(StrEnum):
@@ -205,12 +211,25 @@ def _switch_config(facts: HostFacts) -> Iterator[Finding]:
     if switch is None:
         return
     for bridge in switch.bridges:
-        stateful = next((f for f in bridge.flows if _CT.search(f)), None)
+        stateful = next((f for f in (*bridge.flows, *bridge.groups) if _CT.search(f)), None)
         if stateful:
             yield _blocking(
                 "CONNTRACK_IN_USE",
                 f"bridge {bridge.name} uses connection tracking, which cannot be carried to another process: {stateful}",
                 "take ct() out of the flows: forwarding has to be stateless",
+            )
+        learning = next((f for f in bridge.flows if _LEARNING.search(f)), None)
+        if learning:
+            yield _blocking(
+                "LEARNING_IN_USE",
+                f"bridge {bridge.name} learns or floods, and a standby that gets copies of packets would, too: {learning}",
+                'forward by flow tables, or accept duplicates and moved MACs: policy.accept = ["LEARNING_IN_USE"]',
+            )
+        if bridge.protocols and not set(bridge.protocols) & _OPENFLOW_WITH_GROUPS_AND_METERS:
+            yield _blocking(
+                "OPENFLOW_TOO_OLD",
+                f"bridge {bridge.name} allows {', '.join(bridge.protocols)} only, by which groups and meters cannot be read",
+                f"ovs-vsctl add bridge {bridge.name} protocols OpenFlow14",
             )
         if bridge.datapath_type != "netdev":
             yield _blocking(
@@ -224,6 +243,12 @@ def _switch_config(facts: HostFacts) -> Iterator[Finding]:
                 f"bridge {bridge.name} has controllers ({', '.join(bridge.controllers)}); this version does not hand them over",
                 f"ovs-vsctl del-controller {bridge.name}   (it can be set again after the upgrade)",
             )
+    if switch.speakers:
+        yield _blocking(
+            "SPEAKS_BY_ITSELF",
+            f"the switch has {_some(switch.speakers)}: both switches would speak at once while they run side by side",
+            'take it out of this switch, or accept it: policy.accept = ["SPEAKS_BY_ITSELF"]',
+        )
     if switch.managers:
         yield _blocking(
             "MANAGER_CONNECTED",

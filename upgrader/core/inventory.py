@@ -60,13 +60,18 @@ def _vni(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() and int(text) < 1 << 24 else None
 
 
-def active_slot(status: dict[SlotName, SlotStatus], vms: Sequence[VmInterface]) -> SlotName | None:
-    """The slot whose switch runs; where both do, the one that owns every ring. None where that is not one slot."""
+def active_slot(
+    status: dict[SlotName, SlotStatus], vms: Sequence[VmInterface], steady: Sequence[SlotName]
+) -> SlotName | None:
+    """The slot whose switch runs; where both do, the one that owns every ring, or with no VM the one steered to.
+
+    None where that is not one slot.
+    """
     running = [name for name, s in status.items() if s.vswitchd_pid is not None]
     if len(running) < 2:
         return running[0] if running else None
     owners = {vm.ownership.owner_pid for vm in vms if vm.ownership}
-    owning = [name for name in running if status[name].vswitchd_pid in owners]
+    owning = [name for name in running if status[name].vswitchd_pid in owners] or list(steady)
     return owning[0] if len(owning) == 1 else None
 
 
@@ -88,4 +93,19 @@ def bindings(ports: Sequence[VmPort], switch: SwitchFacts, target: Slot) -> tupl
         else:
             chardev = f"{CHARDEV_PREFIX}-{target.name}-{port.netdev}" if port else None
             found.append(PortBinding(interface.name, interface.ofport or 0, own, path, chardev, fresh=port is not None))
+    return tuple(found)
+
+
+def standing_bindings(ports: Sequence[VmPort], switch: SwitchFacts, slot: Slot) -> tuple[PortBinding, ...]:
+    """Where each port's interface connects in a slot whose switch runs already, by that switch's own database."""
+    by_interface = {p.interface: p for p in ports}
+    found = []
+    for interface in switch.vhost_interfaces():
+        port = by_interface.get(interface.name)
+        if port is None:
+            continue
+        dialled, known = Path(interface.option("vhost-server-path") or ""), Path(origin(interface))
+        fresh = dialled != known
+        chardev = f"{CHARDEV_PREFIX}-{slot.name}-{port.netdev}" if fresh else port.chardev
+        found.append(PortBinding(interface.name, port.ofport, dialled, known, chardev, fresh=fresh))
     return tuple(found)

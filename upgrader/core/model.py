@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +26,7 @@ class Slot:
     prefix          where its OVS is installed: sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…
     rundir          control sockets, pid files, database, logs; the `vhost` folder holds the standby sockets
     netns           named network namespace of its own, None for the host's
-    vf              netdev of its VF as seen inside `netns` (af_packet, af_xdp), or its PCI address
+    vf              netdev of its VF as seen inside `netns`
     representor     netdev on the host's side through which steering reaches the VF, None where the NIC needs none
     uplink          name of the OVS interface that stands on the VF; the same in both slots
     devargs         DPDK device arguments of that interface
@@ -85,13 +84,6 @@ class SlotStatus:
 
     vswitchd_pid: int | None
     ovsdb_pid: int | None
-
-
-class VhostRole(StrEnum):
-    """What one of QEMU's two vhost-user connections is to the guest's rings."""
-
-    OWNER = "owner"
-    STANDBY = "standby"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +147,6 @@ class SwitchResult:
     activate_ns: int
     notify_ns: int
     blackout_ns: int
-
-    @property
-    def blackout_us(self) -> float:
-        return self.blackout_ns / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,18 +221,20 @@ class Bridge:
     datapath_type: str
     fail_mode: str | None
     controllers: tuple[str, ...]
+    protocols: tuple[str, ...] = ()  # OpenFlow versions it allows; empty: all
     flows: tuple[str, ...] = ()  # `dump-flows` lines without statistics
+    groups: tuple[str, ...] = ()  # `dump-groups` lines
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchFacts:
-    """What one running switch is configured to do."""
+    """What one switch is configured to do."""
 
     version: str
     bridges: tuple[Bridge, ...]
     interfaces: tuple[Interface, ...]
-    other_config: tuple[tuple[str, str], ...] = ()
     managers: tuple[str, ...] = ()
+    speakers: tuple[str, ...] = ()  # what sends packets of its own accord, e.g. ``LACP on port bond0``
 
     def vhost_interfaces(self) -> tuple[Interface, ...]:
         return tuple(i for i in self.interfaces if i.type in ("dpdkvhostuserclient", "dpdkvhostuser"))
@@ -261,6 +251,7 @@ class SlotFacts:
     netns_present: bool
     vf_present: bool
     installed_version: str | None
+    switch: SwitchFacts | None  # None when its database does not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +284,6 @@ class HostFacts:
     host: str
     slots: tuple[SlotFacts, SlotFacts]
     active: SlotName | None
-    switch: SwitchFacts | None
     ports: tuple[VmPort, ...]
     orphans: tuple[OrphanInterface, ...]
     hugepages: tuple[HugepagePool, ...]
@@ -302,6 +292,28 @@ class HostFacts:
 
     def slot(self, name: SlotName) -> SlotFacts:
         return self.slots[SLOTS.index(name)]
+
+    @property
+    def switch(self) -> SwitchFacts | None:
+        """What the active switch is configured to do; half-way through a cut-off run either says the same."""
+        if self.active:
+            return self.slot(self.active).switch
+        return self.slots[0].switch or self.slots[1].switch
+
+    def serving(self, port: VmPort) -> SlotName | None:
+        """The slot whose switch owns the port's rings."""
+        return next((n for n in SLOTS if owned_by(port.ownership, self.slot(n).status.vswitchd_pid)), None)
+
+
+def owned_by(ownership: RingOwnership | None, pid: int | None) -> bool:
+    """Whether that process serves the rings now: connected, and no answer outstanding."""
+    return (
+        ownership is not None
+        and pid is not None
+        and ownership.owner_connected
+        and not ownership.in_doubt
+        and ownership.owner_pid == pid
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,19 +343,15 @@ class PortBinding:
 class SteeringCapabilities:
     """What a NIC can do for a run.
 
-    per_vm          one VM's overlay traffic can be sent elsewhere than the rest
-    dual_delivery   one VM's traffic can be given to both slots at once, so that the hand-over needs no exact moment
-    atomic_replace  a rule changes its target without a gap
+    dual_delivery   traffic can be given to both slots at once, so that the hand-over needs no exact moment
     """
 
-    per_vm: bool
     dual_delivery: bool
-    atomic_replace: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringRule:
-    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes all overlay traffic."""
+    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes the rest."""
 
     vni: int | None
     mac: str | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from upgrader.core.findings import Finding, Severity, find
-from upgrader.core.inventory import bindings
+from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
 
 
@@ -16,6 +16,7 @@ class StepKind(StrEnum):
 
     START_STANDBY = "start-standby"
     REPLICATE = "replicate"
+    COMPARE = "compare"
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
@@ -41,6 +42,8 @@ class Plan:
     target     slot whose switch serves them afterwards
     strategy   how a VM's traffic is moved: ``per-vm``, or ``per-vm-dual`` where both slots get it for the moment
     loses      what the strategy can cost, in words for the operator
+    ports      the VMs to move
+    all_ports  every VM of the host, with those that are where they should be
     """
 
     id: str
@@ -52,6 +55,7 @@ class Plan:
     strategy: str
     loses: str
     ports: tuple[VmPort, ...]
+    all_ports: tuple[VmPort, ...]
     bindings: tuple[PortBinding, ...]
     steps: tuple[PlannedStep, ...]
     findings: tuple[Finding, ...]
@@ -81,7 +85,7 @@ def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName
                 "SLOT_DOWN",
                 Severity.BLOCKING,
                 f"slot {slot} runs no switch, so no VM can be brought to it",
-                "upgrade --host localhost",
+                "upgrade --host localhost --dry-run",
             ),
             *found,
         )
@@ -98,8 +102,12 @@ def _plan(
     start: bool,
 ) -> Plan:
     old, new = facts.slot(source), facts.slot(target)
-    to_move = tuple(p for p in facts.ports if start or not _owned_by(p, new.status.vswitchd_pid))
-    bound = bindings(to_move, facts.switch, new.slot) if facts.switch else ()
+    to_move = tuple(p for p in facts.ports if start or facts.serving(p) != target)
+    bound: tuple[PortBinding, ...] = ()
+    if start and facts.switch:
+        bound = bindings(to_move, facts.switch, new.slot)
+    elif new.switch:
+        bound = standing_bindings(to_move, new.switch, new.slot)
     steps: list[PlannedStep] = []
     if start:
         steps.append(
@@ -114,9 +122,11 @@ def _plan(
                 f"copy OpenFlow state and neighbours from {source} to {target}, and compare",
             )
         )
+    elif to_move:
+        steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:
-        steps.append(PlannedStep(StepKind.OPEN_WINDOW, f"a steering rule for each VM, still to {source}"))
+        steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
     steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
     steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
@@ -132,14 +142,11 @@ def _plan(
         strategy=strategy,
         loses=loses,
         ports=to_move,
+        all_ports=facts.ports,
         bindings=bound,
         steps=tuple(steps),
         findings=findings,
     )
-
-
-def _owned_by(port: VmPort, pid: int | None) -> bool:
-    return port.ownership is not None and pid is not None and port.ownership.owner_pid == pid
 
 
 def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:

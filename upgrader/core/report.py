@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from upgrader.core.errors import UpgradeError
 from upgrader.core.findings import Finding
 from upgrader.core.model import SlotName
 from upgrader.core.plan import Plan
@@ -24,6 +25,7 @@ class VmMove:
     started_at_ns    before the command was sent
     ended_at_ns      after its answer came
     over_budget      blackout above policy.blackout_budget_us
+    undone           it was the way back of a run that failed
     """
 
     vm: str
@@ -40,6 +42,7 @@ class VmMove:
     started_at_ns: int
     ended_at_ns: int
     over_budget: bool
+    undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ class RunReport:
     state: str | None = None
     next: str | None = None
 
+    @property
+    def moved(self) -> int:
+        """VM ports that are with the new switch for good."""
+        return 0 if self.outcome == "restored" else sum(-1 if m.undone else 1 for m in self.moves)
+
     def to_json(self) -> dict[str, object]:
         """As printed by --json; fields are only ever added under the same schema_version."""
         return {"schema_version": SCHEMA_VERSION, "kind": "run", **asdict(self)}
@@ -95,6 +103,12 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "findings": [asdict(f) for f in plan.findings],
         "blocked": bool(plan.blocking),
     }
+
+
+def error_json(error: UpgradeError) -> dict[str, object]:
+    """A refusal as printed by --json."""
+    said = {"code": error.code, "what": error.what, "state": error.state, "next": error.next}
+    return {"schema_version": SCHEMA_VERSION, "kind": "error", **said}
 
 
 def vm_move(data: Mapping[str, object]) -> VmMove | None:

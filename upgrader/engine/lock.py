@@ -8,14 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upgrader.core.errors import LockedError
+from upgrader.core.errors import LockedError, UsageError
 
 
 @contextmanager
 def host_lock(path: Path) -> Iterator[None]:
     """Hold the host. Raises LockedError, naming the holder, when another run does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise UsageError(
+            "LOCK_UNUSABLE",
+            f"the lock {path} cannot be opened: {error.strerror}",
+            state="nothing was changed",
+            next="correct host.lock in the configuration",
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

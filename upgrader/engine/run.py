@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import structlog
 
-from upgrader.core.errors import UpgradeError
+from upgrader.core.errors import StepError, UpgradeError
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Plan, PlannedStep, StepKind
 from upgrader.core.report import Outcome, RunReport, StepRecord, VmMove, vm_move
@@ -18,31 +20,38 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The error that ended a run, and whether the step had begun to have an effect."""
+    """What ended a run, and whether the step in hand had begun to have an effect."""
 
     index: int
-    error: BaseException
+    error: Exception
     effect: bool
 
 
 class Run:
-    """One plan being carried out. Call `execute` once."""
+    """One plan being carried out. Call `execute` once.
+
+    interrupted   looked at between steps: once it is true the run ends as by a failure, and is undone
+    """
 
     def __init__(
-        self, plan: Plan, host: Host, slots: dict[SlotName, Slot], recorder: Recorder, blackout_budget_us: int
+        self,
+        plan: Plan,
+        host: Host,
+        slots: dict[SlotName, Slot],
+        recorder: Recorder,
+        blackout_budget_us: int,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan = plan
         self._host = host
         self._recorder = recorder
+        self._interrupted = interrupted
         self._context = Context(host, plan, slots[plan.source], slots[plan.target], blackout_budget_us)
         self._records: list[StepRecord] = []
         self._moves: list[VmMove] = []
 
     def execute(self) -> RunReport:
-        """Run to the end, or to the first failure and back. Always returns a report; never raises for a host's fault.
-
-        Ctrl-C counts as a failure of the step in hand: what was done is undone before it leaves.
-        """
+        """Run to the end, or to the first failure and back. Always returns a report, whatever fails."""
         started = self._host.clock.monotonic_s()
         failure: _Failure | None = None
         for index, step in enumerate(self._plan.steps):
@@ -55,25 +64,23 @@ class Run:
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
         kind = STEPS[step.kind]
-        self._recorder.intent(index + 1, len(self._plan.steps), step.title)
         before = self._host.clock.monotonic_s()
         effect = False
         try:
+            if self._interrupted():
+                raise StepError("INTERRUPTED", "a person stopped the run", state="between two steps", next="-")
+            self._recorder.intent(index + 1, len(self._plan.steps), step.title)
             kind.check(self._context, step)
             effect = True
             data = kind.do(self._context, step)
             kind.verify(self._context, step, data)
-        except (UpgradeError, OSError, KeyboardInterrupt) as error:
+        except Exception as error:
             log.debug("step failed", step=step.title, exc_info=True)
-            self._record(step, "failed", self._host.clock.monotonic_s() - before, _words(error))
-            self._recorder.failed(
-                index + 1, step.title, error if isinstance(error, Exception) else RuntimeError("interrupted")
-            )
+            self._record(step, "failed", before, _words(error))
+            self._recorder.failed(index + 1, step.title, error)
             return _Failure(index, error, effect)
-        took_s = self._host.clock.monotonic_s() - before
-        if move := vm_move(data):
-            self._moves.append(move)
-        self._record(step, "done", took_s, _detail(data))
+        self._keep(data, undone=False)
+        took_s = self._record(step, "done", before, _detail(data))
         self._recorder.outcome(index + 1, step.title, took_s, data)
         return None
 
@@ -95,18 +102,40 @@ class Run:
             before = self._host.clock.monotonic_s()
             error: Exception | None = None
             try:
-                STEPS[step.kind].undo(self._context, step)
-            except (UpgradeError, OSError) as problem:
+                self._keep(STEPS[step.kind].undo(self._context, step), undone=True)
+            except Exception as problem:
                 log.debug("undo failed", step=step.title, exc_info=True)
                 error = problem
                 stuck = step.kind
-            took_s = self._host.clock.monotonic_s() - before
-            self._record(step, "undo-failed" if error else "undone", took_s, _words(error) if error else "")
+            self._record(step, "undo-failed" if error else "undone", before, _words(error) if error else "")
             self._recorder.undone(index + 1, step.title, error)
-        return "restored" if stuck is None else "operator-needed"
+        return "restored" if stuck is None and self._as_before() else "operator-needed"
 
-    def _record(self, step: PlannedStep, state: str, took_s: float, detail: str) -> None:
-        self._records.append(StepRecord(step.title, state, round(took_s, 4), detail))  # type: ignore[arg-type]
+    def _as_before(self) -> bool:
+        """Look, rather than believe: the old switch runs and serves every VM that still does."""
+        try:
+            return self._context.pid(self._context.source) is not None and all(
+                slot == self._plan.source or self._started_elsewhere(port.label)
+                for port, slot in self._context.owners()
+            )
+        except UpgradeError as error:
+            log.warning("cannot tell who serves the VMs", error=str(error))
+            return False
+
+    def _started_elsewhere(self, label: str) -> bool:
+        """Whether the plan was not to move this VM: a cut-off run that is completed has VMs at its target already."""
+        return label not in {p.label for p in self._plan.ports}
+
+    def _keep(self, data: Data, *, undone: bool) -> None:
+        if move := vm_move(data):
+            self._moves.append(replace(move, undone=undone))
+
+    def _record(
+        self, step: PlannedStep, state: Literal["done", "failed", "undone", "undo-failed"], before: float, detail: str
+    ) -> float:
+        took_s = self._host.clock.monotonic_s() - before
+        self._records.append(StepRecord(step.title, state, round(took_s, 4), detail))
+        return took_s
 
     def _report(self, outcome: Outcome, took_s: float, failure: _Failure | None) -> RunReport:
         plan = self._plan
@@ -126,24 +155,21 @@ class Run:
         )
         if failure is None:
             return report
-        error = failure.error
         if outcome == "restored":
             state = f"everything was undone: slot {plan.source} serves every VM as before"
-            next_command = error.next if isinstance(error, UpgradeError) else "the same command again"
+            next_command = "upgrade --host localhost   (when the cause is mended)"
         else:
             # forward where the old switch is gone or half retired, back where it can still serve
             finished = failure.effect and not STEPS[plan.steps[failure.index].kind].undoable
-            old_runs = self._host.processes.status(self._context.source).vswitchd_pid is not None
+            old_runs = self._context.pid(self._context.source) is not None
             to = plan.source if old_runs and not finished else plan.target
             state = f"both switches may serve VMs; slot {to} can serve all of them"
             next_command = f"upgrade --host localhost --restore {to}"
-        return replace(report, error=_words(error), state=state, next=next_command)
+        return replace(report, error=_words(failure.error), state=state, next=next_command)
 
 
-def _words(error: BaseException | None) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "INTERRUPTED: Ctrl-C"
-    return str(error) if isinstance(error, UpgradeError) else f"{type(error).__name__}: {error}"
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, UpgradeError) else f"UNEXPECTED: {type(error).__name__}: {error}"
 
 
 def _detail(data: Data) -> str:

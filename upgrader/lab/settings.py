@@ -39,7 +39,6 @@ def settings(lab: LabSpec) -> dict[str, Any]:
             "libvirt_uri": lab.libvirt_uri,
             "uplink": names.UPLINK,
             "lock": str(lab.directory / "run.lock"),
-            "log_dir": str(lab.directory / "log"),
         },
         "nic": {"pf": names.PF, "netns": lab.namespaces.host, "vxlan_port": names.VXLAN_PORT},
         "slots": slots,

@@ -6,13 +6,14 @@ from upgrader.steps.base import Context, Data, Step
 from upgrader.steps.close_window import CloseWindow
 from upgrader.steps.move_vm import MoveVm
 from upgrader.steps.open_window import OpenWindow
-from upgrader.steps.replicate import Replicate
+from upgrader.steps.replicate import Compare, Replicate
 from upgrader.steps.retire import Retire
 from upgrader.steps.start_standby import StartStandby
 
 STEPS: dict[StepKind, Step] = {
     StepKind.START_STANDBY: StartStandby(),
     StepKind.REPLICATE: Replicate(),
+    StepKind.COMPARE: Compare(),
     StepKind.ATTACH_STANDBY: AttachStandby(),
     StepKind.OPEN_WINDOW: OpenWindow(),
     StepKind.MOVE_VM: MoveVm(),

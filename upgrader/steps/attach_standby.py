@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 
-from upgrader.core.errors import HostError, StepError
+from upgrader.core.errors import StepError
 from upgrader.core.model import PortBinding
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data, port_of
 
 _POLL_S = 0.01
-
-
-def binding_of(context: Context, interface: str) -> PortBinding:
-    return next(b for b in context.plan.bindings if b.interface == interface)
 
 
 class AttachStandby:
@@ -23,24 +19,25 @@ class AttachStandby:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        host, port = context.host, port_of(step)
-        binding = binding_of(context, port.interface)
+        host, port, binding = context.host, port_of(step), _binding(context, step)
         peer = context.target_pid()
         now = host.hypervisor.ownership(port)
-        if now and now.standby and now.standby.ready and now.standby.pid == peer:
+        if now is None:
+            return {"gone": port.label}
+        if now.standby and now.standby.ready and now.standby.pid == peer:
             return {"chardev": now.standby.chardev}
-        if now and now.standby and now.standby.chardev != binding.chardev:
-            host.hypervisor.detach_standby(port)
         chardev = binding.chardev or port.chardev
-        if binding.fresh:
-            listener = host.resources.listen(binding.listener)
-            try:
-                host.resources.redirect(binding.socket, binding.listener)
-                host.hypervisor.attach_standby(port, chardev, listener, peer)
-            finally:
-                os.close(listener)  # QEMU has a duplicate of its own
-        else:
+        if now.standby and now.standby.chardev != chardev:
+            host.hypervisor.drop_connection(port, now.standby.chardev)
+        if not binding.fresh:
             host.hypervisor.attach_standby(port, chardev, None, peer)
+            return {"chardev": chardev}
+        listener = host.resources.listen(binding.listener)
+        try:
+            host.resources.redirect(binding.socket, binding.listener)
+            host.hypervisor.attach_standby(port, chardev, listener, peer)
+        finally:
+            os.close(listener)  # QEMU has a duplicate of its own
         return {"chardev": chardev}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
@@ -50,9 +47,11 @@ class AttachStandby:
         reason = "it never connected"
         while True:
             now = host.hypervisor.ownership(port)
-            standby = now.standby if now else None
+            if now is None:
+                return
+            standby = now.standby
             if standby and standby.ready and standby.pid == context.target_pid():
-                queues = sum(1 for r in now.rings if r.enabled) // 2 if now else 0
+                queues = sum(1 for r in now.rings if r.enabled) // 2
                 polled = host.processes.polled_queues(context.target).get(port.interface, 0)
                 if polled >= queues:
                     return
@@ -69,15 +68,16 @@ class AttachStandby:
                 )
             host.clock.sleep(_POLL_S)
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
-        port = port_of(step)
-        binding = binding_of(context, port.interface)
-        try:
-            now = context.host.hypervisor.ownership(port)
-        except HostError:
-            return  # the VM ended meanwhile: nothing of it is left to detach
-        if binding.fresh:
-            if now and now.standby and now.standby.chardev == binding.chardev:
-                context.host.hypervisor.detach_standby(port)
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        """Detach and remove what is ours; libvirt's own socket stays attached, with a peer that will be gone."""
+        port, binding = port_of(step), _binding(context, step)
+        if binding.fresh and binding.chardev:
+            context.host.hypervisor.drop_connection(port, binding.chardev)
             context.host.resources.remove(binding.socket)
             context.host.resources.remove(binding.listener)
+        return {}
+
+
+def _binding(context: Context, step: PlannedStep) -> PortBinding:
+    interface = port_of(step).interface
+    return next(b for b in context.plan.bindings if b.interface == interface)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from upgrader.core.errors import StepError
-from upgrader.core.model import Slot, VmPort
+from upgrader.core.model import Slot, SlotName, VmInterface, VmPort, owned_by
 from upgrader.core.plan import Plan, PlannedStep
 from upgrader.ports import Host
 
@@ -24,20 +24,47 @@ class Context:
     target: Slot
     blackout_budget_us: int
 
+    def pid(self, slot: Slot) -> int | None:
+        """Pid of the slot's switch, None when it does not run."""
+        return self.host.processes.status(slot).vswitchd_pid
+
     def target_pid(self) -> int:
         """Pid of the new switch. Raises StepError when it does not run."""
-        return self._pid(self.target)
-
-    def _pid(self, slot: Slot) -> int:
-        pid = self.host.processes.status(slot).vswitchd_pid
+        pid = self.pid(self.target)
         if pid is None:
             raise StepError(
                 "SWITCH_DIED",
-                f"ovs-vswitchd of slot {slot.name} does not run any more",
-                state="VMs it served are taken over by QEMU where a standby was ready",
-                next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
+                f"ovs-vswitchd of slot {self.target.name} does not run any more",
+                state="QEMU brings the VMs it served to the other switch, where that stands by",
+                next=f"tail {self.target.rundir / 'ovs-vswitchd.log'}",
             )
         return pid
+
+    def served_by(self, slot: Slot) -> list[VmInterface]:
+        """VMs, of the plan or not, whose rings that slot's switch owns at this moment."""
+        pid = self.pid(slot)
+        if pid is None:
+            return []
+        return [v for v in self.host.hypervisor.vm_interfaces() if v.ownership and v.ownership.owner_pid == pid]
+
+    def owners(self) -> list[tuple[VmPort, SlotName | None]]:
+        """Every VM of the plan that still runs, and the slot that serves it (None: neither does now)."""
+        pids = [(s.name, self.pid(s)) for s in (self.source, self.target)]
+        found = []
+        for port in self.plan.all_ports:
+            now = self.host.hypervisor.ownership(port)
+            if now is not None:
+                found.append((port, next((name for name, pid in pids if owned_by(now, pid)), None)))
+        return found
+
+    def steer_to_owners(self) -> None:
+        """Bring steering in line with who serves whom: one rule where that is one slot, else one for each VM."""
+        served = [(port, slot) for port, slot in self.owners() if slot is not None]
+        slots = {slot for _, slot in served}
+        if len(slots) == 1:
+            self.host.steering.close_window(slots.pop())
+        else:
+            self.host.steering.open_window(served)
 
 
 class Step(Protocol):
@@ -46,7 +73,9 @@ class Step(Protocol):
     check   looks only; raises when `do` must not be tried
     do      the effect; idempotent; returns what is worth recording
     verify  looks at the real host; raises when the effect is not there
-    undo    takes the effect back, also of a `do` that broke off half-way; idempotent
+    undo    takes the effect back, also of a `do` that broke off half-way; idempotent; returns what is worth recording
+
+    A VM that has ended meanwhile is nothing to do and nothing to undo.
     """
 
     undoable: bool
@@ -54,7 +83,7 @@ class Step(Protocol):
     def check(self, context: Context, step: PlannedStep) -> None: ...
     def do(self, context: Context, step: PlannedStep) -> Data: ...
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None: ...
-    def undo(self, context: Context, step: PlannedStep) -> None: ...
+    def undo(self, context: Context, step: PlannedStep) -> Data: ...
 
 
 def port_of(step: PlannedStep) -> VmPort:

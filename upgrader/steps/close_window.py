@@ -11,7 +11,16 @@ class CloseWindow:
     undoable = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
+        """Only when every VM is with the new switch."""
         context.target_pid()
+        left = [port.label for port, slot in context.owners() if slot != context.target.name]
+        if left:
+            raise StepError(
+                "VMS_LEFT_BEHIND",
+                f"{', '.join(left[:5])} are not served by slot {context.target.name}",
+                state="every VM is reached at the switch that serves it",
+                next=f"upgrade --host localhost --restore {context.source.name}",
+            )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         context.host.steering.close_window(context.target.name)
@@ -27,7 +36,8 @@ class CloseWindow:
                 next=f"upgrade --host localhost --restore {context.source.name}",
             )
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
-        """Rules for single VMs first, to where the VMs are now; then the one for the rest back to the old switch."""
-        context.host.steering.open_window(context.plan.ports, context.target.name)
-        context.host.steering.steady(context.source.name)
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        """Rules for single VMs again, to where the VMs are now: they are about to be moved back one by one."""
+        served = [(port, slot) for port, slot in context.owners() if slot is not None]
+        context.host.steering.open_window(served)
+        return {}

@@ -7,14 +7,19 @@ right after the rings, and what arrives in between is lost.
 
 from __future__ import annotations
 
-from upgrader.core.errors import StepError
-from upgrader.core.model import RingOwnership, Slot, VmPort
+import structlog
+
+from upgrader.core.errors import HostError, StepError
+from upgrader.core.model import RingOwnership, Slot, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
 from upgrader.steps.base import Context, Data, port_of
-from upgrader.steps.open_window import require_rule
+from upgrader.steps.open_window import require_rules
+
+log = structlog.get_logger(__name__)
 
 _PROGRESS_S = 0.5
+_SETTLE_S = 5.0
 _POLL_S = 0.005
 
 
@@ -24,40 +29,63 @@ class MoveVm:
     def check(self, context: Context, step: PlannedStep) -> None:
         """Only onto a switch that runs and stands by, ready, on this very VM."""
         port = port_of(step)
-        _ready(context, port, context.target, _ownership(context, port))
+        now = context.host.hypervisor.ownership(port)
+        if now is not None and not owned_by(now, context.target_pid()):
+            _require_ready(context, port, context.target, now)
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        return {"move": _hand_over(context, port_of(step), context.source, context.target)}
+        port = port_of(step)
+        now = context.host.hypervisor.ownership(port)
+        if now is None:
+            return {"gone": port.label}
+        if owned_by(now, context.target_pid()):  # an earlier run, or QEMU's own failover, brought it there
+            context.host.steering.move_vm(port, (context.target.name,))
+            return {"already": context.target.name}
+        return {"move": _hand_over(context, port, now, context.source, context.target)}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         port = port_of(step)
-        now = _ownership(context, port)
-        if now.owner_pid != context.target_pid() or now.in_doubt:
+        now = context.host.hypervisor.ownership(port)
+        if now is None:
+            return
+        if not owned_by(now, context.target_pid()):
             raise StepError(
                 "VM_NOT_MOVED",
                 f"{port.label}: its rings are served by process {now.owner_pid}, not by slot {context.target.name}",
                 state="QEMU serves the VM by that process",
                 next=f"upgrade --host localhost --restore {context.source.name}",
             )
-        require_rule(context, port, (context.target.name,))
+        require_rules(context, [(port, (context.target.name,))])
         _require_progress(context, port, now)
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
-        """The same hand-over the other way; only the traffic is turned where the rings never moved."""
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        """The same hand-over the other way; only the traffic is turned where the rings never moved.
+
+        A new switch that does not let go is killed: QEMU then brings its VMs to the old one, which stands by.
+        """
         port = port_of(step)
-        now = _ownership(context, port)
-        if now.owner_pid == context.host.processes.status(context.source).vswitchd_pid:
+        now = _settled(context, port)
+        if now is None:
+            return {}
+        if owned_by(now, context.pid(context.source)):
             context.host.steering.move_vm(port, (context.source.name,))
-            return
-        _ready(context, port, context.source, now)
-        _hand_over(context, port, context.target, context.source)
+            return {}
+        _require_ready(context, port, context.source, now)
+        try:
+            return {"move": _hand_over(context, port, now, context.target, context.source)}
+        except HostError as error:
+            log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
+            context.host.processes.kill_switch(context.target)
+            _await_owner(context, port, context.source)
+            context.host.steering.move_vm(port, (context.source.name,))
+            return {"killed": context.target.name}
 
 
-def _hand_over(context: Context, port: VmPort, old: Slot, new: Slot) -> VmMove:
+def _hand_over(context: Context, port: VmPort, now: RingOwnership, old: Slot, new: Slot) -> VmMove:
+    """Move the rings from the owner and generation that were looked at; QEMU refuses if either is another by now."""
     steering, clock = context.host.steering, context.host.clock
     if steering.capabilities().dual_delivery:
         steering.move_vm(port, (new.name, old.name))
-    now = _ownership(context, port)
     started = clock.now_ns()
     result = context.host.hypervisor.switch(port, now.owner, now.generation)
     ended = clock.now_ns()
@@ -80,31 +108,51 @@ def _hand_over(context: Context, port: VmPort, old: Slot, new: Slot) -> VmMove:
     )
 
 
-def _ownership(context: Context, port: VmPort) -> RingOwnership:
-    now = context.host.hypervisor.ownership(port)
-    if now is None:
+def _require_ready(context: Context, port: VmPort, slot: Slot, now: RingOwnership) -> None:
+    pid = context.pid(slot)
+    standby = now.standby
+    if now.in_doubt or pid is None or standby is None or not standby.ready or standby.pid != pid:
+        if now.in_doubt:
+            why = "QEMU waits for late answers"
+        elif pid is None:
+            why = "its switch does not run"
+        else:
+            why = (standby.reason or f"process {standby.pid} does") if standby else "there is no standby connection"
         raise StepError(
-            "VM_GONE",
-            f"{port.label} has no vhost-user netdev {port.netdev} any more",
-            state="the other VMs are served as before",
-            next=f"virsh domstate {port.domain}",
+            "STANDBY_NOT_READY",
+            f"{port.label}: slot {slot.name} does not stand by: {why}",
+            state=f"{port.label} is served by process {now.owner_pid}",
+            next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
         )
+
+
+def _settled(context: Context, port: VmPort) -> RingOwnership | None:
+    """Who serves the VM, once QEMU is in no doubt about it. Raises StepError when it stays in doubt."""
+    deadline = context.host.clock.monotonic_s() + _SETTLE_S
+    while (now := context.host.hypervisor.ownership(port)) is not None and now.in_doubt:
+        if context.host.clock.monotonic_s() > deadline:
+            raise StepError(
+                "VM_IN_DOUBT",
+                f"{port.label}: QEMU has waited {_SETTLE_S:g} s for the answer of a switch and serves the VM by neither",
+                state=f"{port.label} has no network until that switch answers or dies",
+                next=f"kill -9 {context.pid(context.target) or '<pid of the switch that hangs>'}   "
+                f"then: upgrade --host localhost --restore {context.source.name}",
+            )
+        context.host.clock.sleep(_POLL_S)
     return now
 
 
-def _ready(context: Context, port: VmPort, slot: Slot, now: RingOwnership) -> None:
-    pid = context.host.processes.status(slot).vswitchd_pid
-    standby = now.standby
-    if now.in_doubt or standby is None or not standby.ready or standby.pid != pid or pid is None:
-        why = (
-            "QEMU waits for late answers" if now.in_doubt else (standby.reason if standby else "no standby connection")
-        )
-        raise StepError(
-            "STANDBY_NOT_READY",
-            f"{port.label}: slot {slot.name} does not stand by: {why or 'another process does'}",
-            state=f"{port.label} is served by process {now.owner_pid} as before",
-            next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
-        )
+def _await_owner(context: Context, port: VmPort, slot: Slot) -> None:
+    deadline = context.host.clock.monotonic_s() + _SETTLE_S
+    while (now := context.host.hypervisor.ownership(port)) is not None and not owned_by(now, context.pid(slot)):
+        if context.host.clock.monotonic_s() > deadline:
+            raise StepError(
+                "VM_NOT_MOVED",
+                f"{port.label}: QEMU did not bring it to slot {slot.name} after the other switch was killed",
+                state=f"{port.label} has no network",
+                next=f"upgrade --host localhost --restore {slot.name}",
+            )
+        context.host.clock.sleep(_POLL_S)
 
 
 def _require_progress(context: Context, port: VmPort, before: RingOwnership) -> None:
@@ -115,7 +163,9 @@ def _require_progress(context: Context, port: VmPort, before: RingOwnership) -> 
     deadline = context.host.clock.monotonic_s() + _PROGRESS_S
     waiting = {r.index: r.used_idx for r in before.rings if r.index % 2 and r.enabled and r.pending}
     while waiting:
-        now = _ownership(context, port)
+        now = context.host.hypervisor.ownership(port)
+        if now is None:
+            return
         waiting = {r.index: r.used_idx for r in now.rings if waiting.get(r.index) == r.used_idx and r.pending}
         if waiting and context.host.clock.monotonic_s() > deadline:
             raise StepError(

@@ -1,4 +1,8 @@
-"""Give every VM a steering rule of its own, still to the old switch, so that each can be turned by itself."""
+"""Give every VM a steering rule of its own, to the switch that serves it, so that each can be turned by itself.
+
+Where the NIC can, all other overlay traffic (broadcast, multicast, addresses nobody told us) goes to both switches
+meanwhile: each delivers to the VMs whose rings it owns, and drops what is for the others.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,35 @@ from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 
 
-def require_rule(context: Context, port: VmPort, slots: tuple[SlotName, ...]) -> None:
-    """Raise unless the NIC says that the VM's traffic goes to exactly these slots."""
-    found = [r for r in context.host.steering.rules() if (r.vni, r.mac) == (port.vni, port.mac)]
-    if len(found) != 1 or set(found[0].targets) != set(slots):
-        has = ", ".join("+".join(r.targets) for r in found) or "no rule"
-        raise StepError(
-            "STEERING_NOT_AS_SET",
-            f"{port.label}: its traffic should go to {'+'.join(slots)}, the NIC has {has}",
-            state="the VM is still served by the switch that owns its rings",
-            next=f"upgrade --host localhost --restore {context.source.name}",
-        )
+def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, ...]]]) -> None:
+    """Raise unless the NIC says that each VM's traffic goes to exactly these slots."""
+    rules = {(r.vni, r.mac): r.targets for r in context.host.steering.rules()}
+    for port, slots in wanted:
+        targets = rules.get((port.vni, port.mac))
+        if targets is None or set(targets) != set(slots):
+            has = "no rule" if targets is None else "+".join(targets) or "a rule to somebody else"
+            raise StepError(
+                "STEERING_NOT_AS_SET",
+                f"{port.label}: its traffic should go to {'+'.join(slots)}, the NIC has {has}",
+                state="the VM is still served by the switch that owns its rings",
+                next=f"upgrade --host localhost --restore {context.source.name}",
+            )
 
 
 class OpenWindow:
     undoable = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
-        """Nothing to look at beforehand: a rule for a VM that points where the rule for all points has no effect."""
+        context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        context.host.steering.open_window(context.plan.ports, context.source.name)
-        return {"rules": len(context.plan.ports)}
+        served = [(port, slot) for port, slot in context.owners() if slot is not None]
+        context.host.steering.open_window(served)
+        return {"rules": len(served)}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
-        for port in context.plan.ports:
-            require_rule(context, port, (context.source.name,))
+        require_rules(context, [(port, (slot,)) for port, slot in context.owners() if slot is not None])
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
-        context.host.steering.close_window(context.source.name)
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        context.steer_to_owners()
+        return {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from upgrader.core.errors import StepError
-from upgrader.core.model import CHARDEV_PREFIX
+from upgrader.core.inventory import origin
+from upgrader.core.model import CHARDEV_PREFIX, SLOTS
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 
@@ -12,35 +15,41 @@ class Retire:
     undoable = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
-        """Refuse while the old switch owns any ring."""
-        target = context.target_pid()
-        for port in context.plan.ports:
-            now = context.host.hypervisor.ownership(port)
-            if now is not None and now.owner_pid != target:
-                raise StepError(
-                    "OLD_SWITCH_STILL_SERVES",
-                    f"{port.label} is served by process {now.owner_pid}, not by slot {context.target.name} ({target})",
-                    state="nothing was retired",
-                    next=f"upgrade --host localhost --restore {context.target.name}",
-                )
+        """Refuse while the old switch owns any ring, also of a VM that came after the plan was made."""
+        context.target_pid()
+        left = [v.domain for v in context.served_by(context.source)]
+        left += [
+            port.label for port, slot in context.owners() if slot != context.target.name and port.domain not in left
+        ]
+        if left:
+            raise StepError(
+                "OLD_SWITCH_STILL_SERVES",
+                f"{', '.join(left[:5])} are not served by slot {context.target.name}",
+                state="nothing was retired",
+                next=f"upgrade --host localhost --restore {context.target.name}",
+            )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target
         if host.processes.status(source).ovsdb_pid is not None:
             modes = {b.name: b.fail_mode for b in host.database.read(source).bridges}
             host.database.set_fail_modes(target, modes)
-        for port in context.plan.ports:
+        for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
             # libvirt's own socket stays attached, without a peer: a switch that is restarted may come back on it
-            if now and now.standby and now.standby.chardev.startswith(CHARDEV_PREFIX):
-                host.hypervisor.detach_standby(port)
+            for slot in SLOTS:
+                chardev = f"{CHARDEV_PREFIX}-{slot}-{port.netdev}"
+                if now is not None and now.owner != chardev:
+                    host.hypervisor.drop_connection(port, chardev)
         host.processes.stop(source)
-        for binding in context.plan.bindings:
-            if binding.socket != binding.origin:
+        for interface in host.database.read(target).vhost_interfaces():
+            dialled, known = Path(interface.option("vhost-server-path") or ""), Path(origin(interface))
+            if dialled != known:
                 # from its next connection on the new switch dials the path a restarted VM listens on
-                host.resources.redirect(binding.socket, binding.origin)
-                host.resources.remove(binding.listener)
-            host.resources.remove(source.vhost_dir / binding.interface)
+                host.resources.redirect(dialled, known)
+                host.resources.remove(dialled.with_name(f"{dialled.name}.sock"))
+            host.resources.remove(source.vhost_dir / interface.name)
+            host.resources.remove(source.vhost_dir / f"{interface.name}.sock")
         return {}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
@@ -53,5 +62,5 @@ class Retire:
                 next=f"OVS_RUNDIR={context.source.rundir} ovs-appctl exit",
             )
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
+    def undo(self, context: Context, step: PlannedStep) -> Data:
         raise NotImplementedError("a retired switch is not brought back; upgrade again to go to the other slot")

@@ -12,22 +12,7 @@ class StartStandby:
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """A switch left in the slot by a run that died may go only if it serves nobody."""
-        self._require_idle(context)
-
-    def _require_idle(self, context: Context) -> None:
-        pid = context.host.processes.status(context.target).vswitchd_pid
-        if pid is None:
-            return
-        served = [
-            p.label for p in context.plan.ports if (o := context.host.hypervisor.ownership(p)) and o.owner_pid == pid
-        ]
-        if served:
-            raise StepError(
-                "STANDBY_SERVES_VMS",
-                f"the switch that runs in slot {context.target.name} serves {', '.join(served)}",
-                state="it goes on serving them",
-                next=f"upgrade --host localhost --restore {context.target.name}",
-            )
+        _require_idle(context)
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target
@@ -37,7 +22,7 @@ class StartStandby:
         host.database.backup(source, image)
         host.processes.start_database(target, image)
         host.database.rehome(target, context.plan.bindings)
-        pid = host.processes.start_switch(target)
+        pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
         host.resources.copy_addresses(source, target, [b.name for b in facts.bridges])
         return {"pid": pid}
@@ -46,6 +31,26 @@ class StartStandby:
         context.target_pid()
         context.host.database.wait_for_ports(context.target, [context.target.uplink], context.host.ready_timeout_s)
 
-    def undo(self, context: Context, step: PlannedStep) -> None:
-        self._require_idle(context)
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        """Stop it again, unless somebody needs it: a VM it serves, or the host whose other switch is gone."""
+        if context.pid(context.source) is None:
+            raise StepError(
+                "OLD_SWITCH_DIED",
+                f"ovs-vswitchd of slot {context.source.name} does not run any more",
+                state=f"slot {context.target.name} is the only switch of this host and is kept",
+                next=f"tail {context.source.rundir / 'ovs-vswitchd.log'}",
+            )
+        _require_idle(context)
         context.host.processes.stop(context.target)
+        return {}
+
+
+def _require_idle(context: Context) -> None:
+    served = context.served_by(context.target)
+    if served:
+        raise StepError(
+            "STANDBY_SERVES_VMS",
+            f"the switch that runs in slot {context.target.name} serves {', '.join(v.domain for v in served[:5])}",
+            state="it goes on serving them",
+            next=f"upgrade --host localhost --restore {context.target.name}",
+        )

@@ -1,0 +1,62 @@
+"""Netlink sockets in another network namespace, without a fork.
+
+pyroute2 forks a helper to make a socket in a namespace. A helper is a copy of us: a Ctrl-C that reaches it unwinds our
+stack a second time, undo and all. Here a thread enters the namespace, makes the socket and ends; the socket stays
+where it was made (network_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+_NETNS = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+_NETLINK_ROUTE = 0
+
+
+@contextmanager
+def netlink(netns: str | None) -> Iterator[IPRoute]:
+    """An rtnetlink connection in the named namespace (None: ours).
+
+    Raises FileNotFoundError when there is no such namespace, OSError when it cannot be entered.
+    """
+    if netns is None:
+        with IPRoute() as ipr:
+            yield ipr
+        return
+    with _socket_in(netns) as sock, IPRoute(use_socket=sock) as ipr:
+        yield ipr
+
+
+def _socket_in(netns: str) -> socket.socket:
+    made: list[socket.socket] = []
+    failed: list[OSError] = []
+
+    def enter() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        try:
+            namespace = os.open(_NETNS / netns, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if libc.setns(namespace, _CLONE_NEWNET) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code), f"setns {netns}")
+                made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_ROUTE))
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=enter, name=f"netns-{netns}")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
