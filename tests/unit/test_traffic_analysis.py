@@ -81,6 +81,45 @@ def test_silence_at_either_end_is_a_gap(missing: range) -> None:
     assert figures.timestamp_time_us >= 30_000
 
 
+def test_a_vm_that_is_dead_after_its_move_has_a_gap_to_the_end_of_the_run() -> None:
+    flow = trace(steady(5000, range(1000, 5000)), 5000)
+    for inside in (window(950, 1250), window(999, 1001), window(2000, 2100), window(4900, 9000)):
+        figures = flow.figures(inside)
+        assert figures.gap_us == figures.network_gap_us == 4_000_000
+
+
+def test_a_vm_that_lives_only_after_its_move_has_a_gap_from_the_begin_of_the_run() -> None:
+    flow = trace(steady(5000, range(4000)), 5000)
+    for inside in (window(-200, 10), window(2000, 2100), window(3950, 4250)):
+        figures = flow.figures(inside)
+        assert figures.gap_us == figures.network_gap_us == 4_000_000
+
+
+def test_a_packet_that_was_held_back_does_not_move_the_end() -> None:
+    flow = trace([*steady(1000, {50}), (50, 2000)], 5000)  # it came out of a queue after the VM had died
+    assert flow.figures(window(950, 1250)).gap_us == 1_001_000
+    assert flow.figures().gap_us == 2_999_000  # from it to when the last packet was due
+
+
+def test_a_first_packet_that_was_held_back_leaves_the_arrivals_in_order() -> None:
+    flow = trace([(i, i) for i in range(3, 500)] + [(2, 600)] + [(i, 600 + i - 499) for i in range(500, 1000)], 1000)
+    assert flow.figures(window(0, 100)).gap_us == 3000  # two packets missing, and one that came late
+    assert flow.figures().gap_us == 101_000
+
+
+def test_dead_throughout_has_the_whole_run_as_its_gap_in_every_window() -> None:
+    flow = trace([], 5000)
+    assert flow.figures(window(950, 1250)).gap_us == 5_000_000
+    assert flow.figures(window(6000, 7000)).gap_us == 0  # nothing fell due there
+
+
+def test_what_the_kernel_refused_to_a_dead_ring_is_silence() -> None:
+    """A guest whose transmit ring nobody serves has its sends refused once the buffers are full."""
+    flow = trace(steady(1000, range(500, 1000)), 1000, lateness_us=dict.fromkeys(range(700, 1000), UNSENT))
+    figures = flow.figures(window(480, 520))
+    assert figures.gap_us == figures.network_gap_us == 500_000
+
+
 def test_silence_throughout() -> None:
     figures = trace([], 100).figures()
     assert (figures.sent, figures.lost, figures.received) == (100, 100, 0)

@@ -139,7 +139,9 @@ class FlowFigures:
     received           different packets that arrived; lost = sent - received
     duplicated         arrivals beyond the first of a packet
     reordered          type-P-reordered packets (RFC 4737): they arrived after a later one
-    gap_us             longest time between two arrivals, and the control run's where there was one
+    gap_us             longest time between two arrivals, and the control run's where there was one; silence at the run's
+                       begin or end counts from the first and to the last packet that fell due, and a gap that reaches
+                       out of the window counts whole
     network_gap_us     the same after taking off how late the packet that ended the gap had left its sender: what a
                        sender that stalled (an emulated vCPU that had to wait) does not explain
     loss_time_us       RFC 6201's loss-derived reset time: lost / rate
@@ -229,20 +231,23 @@ class FlowTrace:
         arrivals.sort()
         self._arrivals_ns = [time_ns for time_ns, _ in arrivals]
         self._late_ns = [sender.lateness_us[sequence] * 1000 for _, sequence in arrivals]  # of each arrival
+        self._earliest = arrivals[0][1] if arrivals else 0  # the sequence number that arrived first
         self._bound_arrivals()
 
     def _bound_arrivals(self) -> None:
-        # A flow that starts or ends in silence has a gap too: put an arrival where the missing ones would have
-        # been. By sequence numbers, since the two clocks differ.
+        # Silence that does not begin or does not end within the run is a gap too: put an arrival where the first packet
+        # would have arrived if it is missing, and where the last one that fell due would have. By sequence numbers, since
+        # the two clocks differ. A packet held back on its way does not move either bound: they are kept in order.
         if not self._arrivals_ns:
             return
-        first, last = self._arrived.find(1), self._arrived.rfind(1)
-        rate = self.sender.rate_pps
-        if first > 0:
-            self._arrivals_ns.insert(0, self._first_ns[first] - first * NS_PER_S // rate)
+        interval_ns = NS_PER_S / self.sender.rate_pps
+        last = self._arrived.rfind(1)
+        end_ns = self._first_ns[last] + round((len(self._arrived) - 1 - last) * interval_ns)
+        if self._earliest > 0:
+            self._arrivals_ns.insert(0, self._arrivals_ns[0] - round(self._earliest * interval_ns))
             self._late_ns.insert(0, 0)
-        if rest := len(self._arrived) - 1 - last:
-            self._arrivals_ns.append(self._arrivals_ns[-1] + rest * NS_PER_S // rate)
+        if end_ns > self._arrivals_ns[-1]:
+            self._arrivals_ns.append(end_ns)
             self._late_ns.append(0)
 
     @property
@@ -290,7 +295,7 @@ class FlowTrace:
     def _longest_gaps_ns(self, window: Window | None, within: range) -> tuple[int, int]:
         times = self._arrivals_ns
         if not times:
-            silence_ns = len(within) * NS_PER_S // self.sender.rate_pps
+            silence_ns = len(self._arrived) * NS_PER_S // self.sender.rate_pps if within else 0  # it reaches out, too
             return silence_ns, silence_ns
         low, high = 0, len(times)
         if window is not None:  # and the arrivals just outside: a gap that reaches out counts whole
