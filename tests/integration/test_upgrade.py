@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tests.support.lab_host import LabHost, report, upgrade
 from tests.support.labs import lab_fixture
 from upgrader.adapters import gate
 from upgrader.core.errors import Exit
-from upgrader.core.model import other_slot
+from upgrader.core.model import CHARDEV_PREFIX, other_slot
 from upgrader.core.plan import StepKind
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise
@@ -24,6 +26,7 @@ from upgrader.lab.figures import FABRIC, LOST
 from upgrader.lab.traffic.analysis import Direction
 from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
+from upgrader.steps import STEPS
 
 __all__ = ["lab_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -70,7 +73,10 @@ def test_there_and_back_under_traffic(lab: Lab) -> None:
                 for direction in FABRIC:
                     figures = felt.directions[direction]
                     assert figures.sent > 100, figures
-                    assert figures.lost <= LOST, figures
+                    # what arrives while nobody serves the rings is lost, and little more; how long that is on a busy
+                    # machine is for `make show-upgrade` to judge
+                    bound = LOST + 2 * felt.blackout_us / 1e6 * figures.rate_pps
+                    assert figures.lost <= bound, (felt.blackout_us, figures)
     assert all_reachable(lab)
 
 
@@ -95,6 +101,7 @@ def test_when_the_active_is_killed_qemu_alone_brings_the_rings_over(lab: Lab) ->
     host.steps_until(StepKind.ATTACH_STANDBY)
     old, new = host.pid(source), host.pid(target)
     assert old is not None
+    generations = {p.label: p.ownership.generation for p in host.facts().ports if p.ownership}
     with lab_session(lab.spec, rate_pps=500, directions=[Direction.TO_FABRIC]) as session:
         session.start(30)
         time.sleep(1)
@@ -105,7 +112,7 @@ def test_when_the_active_is_killed_qemu_alone_brings_the_rings_over(lab: Lab) ->
         run = session.finish(stop=True)
     for port in host.facts().ports:
         assert port.ownership is not None
-        assert port.ownership.generation % 2 == 1 or port.ownership.generation > 0
+        assert port.ownership.generation == generations[port.label] + 1
     for figures in run.figures():
         # what the dead process had taken up is lost; the rest waits in the guest's ring for the new one
         assert figures.lost < figures.sent * 0.2, figures
@@ -124,40 +131,58 @@ def test_when_the_active_is_killed_qemu_alone_brings_the_rings_over(lab: Lab) ->
 def test_a_coordinator_killed_half_way_leaves_every_vm_served_and_can_be_undone(lab: Lab) -> None:
     host = LabHost(lab)
     source = host.active()
-    command = [
-        sys.executable,
-        "-m",
-        "upgrader.cli.app",
-        "--config",
-        str(lab.config_path),
-        "--host",
-        "localhost",
-        "--yes",
-    ]
-    progress = lab.spec.directory / "cut-off.log"
-    process = gate.spawn(command, output=progress)
-    try:
-        wait_until(lambda: "move-vm" in progress.read_text() and " vm0/" in _done(progress), "the first VM's move", 60)
-    finally:
-        process.kill()
-        process.wait()
-    progress.unlink()
+    with running_upgrade(lab) as run:
+        run.wait_for_first_move()
+        run.process.kill()
     assert all_reachable(lab)
-    blocked = upgrade(lab.config_path, "--yes")
-    if host.facts().active is None:
+    if host.facts().active is None:  # it was quick: if it got no further than the last VM, there is nothing half-way
+        blocked = upgrade(lab.config_path, "--yes")
         assert blocked.returncode == Exit.BLOCKED
         assert "BOTH_SLOTS_OWN_VMS" in blocked.stderr
+        assert f"slot {source} serves" in blocked.stderr
     done = upgrade(lab.config_path, "--restore", source, "--yes", "--json")
     assert done.returncode == Exit.DONE, done.stderr
     assert host.served_by(source)
     assert host.pid(other_slot(source)) is None
     assert all_reachable(lab)
+    leave_nothing_of_a_run(host)
 
 
-def _done(progress: Path) -> str:
-    """The line of the first move that is done."""
-    found = re.search(r"^.* done .* vm\d+/\S+: . -> .*$", progress.read_text(), re.M)
-    return found.group(0) if found else ""
+@one_lab
+def test_half_way_is_said_and_can_be_finished(lab: Lab) -> None:
+    """Two of the VMs moved, then nobody is there any more: the other way out is forward."""
+    host = LabHost(lab)
+    source = host.active()
+    plan, context = host.steps_until(StepKind.OPEN_WINDOW)
+    for step in [s for s in plan.steps if s.kind is StepKind.MOVE_VM][:2]:
+        STEPS[step.kind].do(context, step)
+    assert all_reachable(lab)
+    blocked = upgrade(lab.config_path, "--yes")
+    assert blocked.returncode == Exit.BLOCKED
+    for words in ("BOTH_SLOTS_OWN_VMS", "slot a serves", "slot b serves", "--restore"):
+        assert words in blocked.stderr
+    done = upgrade(lab.config_path, "--restore", other_slot(source), "--yes", "--json")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert host.served_by(other_slot(source))
+    assert host.pid(source) is None
+    assert all_reachable(lab)
+    leave_nothing_of_a_run(host)
+
+
+@one_lab
+def test_ctrl_c_undoes_the_run(lab: Lab) -> None:
+    host = LabHost(lab)
+    source = host.active()
+    with running_upgrade(lab) as run:
+        run.wait_for_first_move()
+        run.process.send_signal(signal.SIGINT)
+        run.process.send_signal(signal.SIGTERM)  # and once more, while it undoes
+        code = run.process.wait(60)
+    assert code == Exit.STOPPED, run.text
+    assert "stopping after the step in hand" in run.text
+    assert host.served_by(source)
+    assert host.pid(other_slot(source)) is None
+    assert all_reachable(lab)
 
 
 @one_lab
@@ -165,6 +190,37 @@ def test_a_standby_that_dies_in_the_middle_is_a_run_undone(lab: Lab) -> None:
     host = LabHost(lab)
     source = host.active()
     target = other_slot(source)
+    with running_upgrade(lab) as run:
+        run.wait_for_first_move()
+        victim = host.pid(target)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        code = run.process.wait(60)
+    assert code == Exit.RESTORED, run.text
+    assert host.served_by(source)
+    assert host.pid(target) is None
+    assert all_reachable(lab)
+
+
+class Running:
+    """`upgrade --yes` as a process, and what it says."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.text = ""
+
+    def wait_for_first_move(self) -> None:
+        wait_until(lambda: re.search(r"^.* done .* vm0/\S+: . -> .*$", self.read(), re.M) is not None, "a move", 90)
+
+    def read(self) -> str:
+        self.text = self._log.read_text()
+        return self.text
+
+
+@contextmanager
+def running_upgrade(lab: Lab) -> Iterator[Running]:
+    log = lab.spec.directory / "run.log"
     command = [
         sys.executable,
         "-m",
@@ -175,22 +231,23 @@ def test_a_standby_that_dies_in_the_middle_is_a_run_undone(lab: Lab) -> None:
         "localhost",
         "--yes",
     ]
-    progress = lab.spec.directory / "dies.log"
-    process = gate.spawn(command, output=progress)
+    run = Running(gate.spawn(command, output=log), log)
     try:
-        wait_until(lambda: " vm0/" in _done(progress), "the first VM's move", 60)
-        victim = host.pid(target)
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        code = process.wait(60)
+        yield run
     finally:
-        process.kill()
-        process.wait()
-    assert code == Exit.RESTORED, progress.read_text()
-    progress.unlink()
-    assert host.served_by(source)
-    assert host.pid(target) is None
-    assert all_reachable(lab)
+        run.process.kill()
+        run.process.wait()
+        run.read()
+        log.unlink()
+
+
+def leave_nothing_of_a_run(host: LabHost) -> None:
+    """One connection of ours at most in each QEMU, and no listening socket of ours in a slot's folder."""
+    for port in host.facts().ports:
+        assert port.ownership is not None
+        standby = port.ownership.standby
+        assert standby is None or not standby.chardev.startswith(CHARDEV_PREFIX)
+    assert [p for s in host.slots.values() for p in s.vhost_dir.glob("*.sock")] == []
 
 
 @one_lab
