@@ -1,0 +1,95 @@
+"""The show's own judgement: what it would miss if it were wrong."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.show import machine, upgrade
+from upgrader.adapters import gate
+from upgrader.lab.spec import RUN_ROOT
+from upgrader.lab.traffic.analysis import Direction
+
+DIRECTIONS = {d.value: dict.fromkeys(upgrade.OF_DIRECTION, 0) for d in Direction}
+ENTRY = {"event": "a -> b", "vm": "vm0", "blackout_us": 900.0, "directions": DIRECTIONS}
+REPORT = {"schema_version": 1, "moves": [ENTRY] * 8, "stock_restart": [ENTRY] * 4}
+
+
+def test_a_whole_report_lacks_nothing() -> None:
+    assert upgrade.lacking(REPORT) == []
+
+
+@pytest.mark.parametrize("kind", ["moves", "stock_restart"])
+@pytest.mark.parametrize("key", upgrade.OF_DIRECTION)
+def test_a_missing_figure_is_noticed(kind: str, key: str) -> None:
+    report: dict[str, Any] = copy.deepcopy(REPORT)
+    report[kind][1]["directions"]["to_fabric"][key] = None
+    report[kind][2]["directions"]["vm_to_vm"].pop(key)
+    assert upgrade.lacking(report)
+
+
+def test_missing_entries_and_events_are_noticed() -> None:
+    assert upgrade.lacking({}) != []
+    assert upgrade.lacking({**REPORT, "moves": [ENTRY] * 7}) == ["moves: 7 entries, 8 expected"]
+    assert upgrade.lacking({**REPORT, "moves": [{**ENTRY, "blackout_us": None}] * 8})[0] == "moves[0].blackout_us"
+
+
+@pytest.mark.parametrize(
+    ("code", "xml", "holds"),
+    [
+        (0, "<testsuite><testcase name='a'/></testsuite>", [True, True]),
+        (0, "<testsuite/>", [False]),
+        (4, "<testsuite/>", [False]),
+        (1, "<testsuite><testcase name='a'/></testsuite>", [True, False]),
+        (0, "<testsuite><testcase name='a'><skipped message='no root'/></testcase></testsuite>", [False, True]),
+        (2, None, [False]),
+    ],
+)
+def test_nothing_passes_in_silence(
+    code: int, xml: str | None, holds: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pytest_ran(argv: list[str], **_: object) -> gate.Completed:
+        assert argv[-1] == f"{upgrade.UPGRADE_TESTS}::test_it"
+        if xml is not None:
+            (tmp_path / "tests.xml").write_text(xml)
+        return gate.Completed(tuple(argv), code, "", "")
+
+    monkeypatch.setattr(upgrade, "OUT", tmp_path)
+    monkeypatch.setattr(gate, "run", pytest_ran)
+    assert [item.holds for item in upgrade.tested("test_it")] == holds
+
+
+def test_the_tests_it_names_are_there() -> None:
+    argv = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    names = [f"{upgrade.UPGRADE_TESTS}::{name}" for name in (*upgrade.KILLED, *upgrade.REFUSED)]
+    done = gate.run([*argv, *names], cwd=upgrade.ROOT, timeout_s=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert all(name in done.stdout for name in names)
+
+
+def test_a_process_of_a_lab_is_told_by_its_arguments() -> None:
+    with (
+        subprocess.Popen(["sleep", "60"]) as other,
+        subprocess.Popen(["bash", "-c", "read -r", f"{RUN_ROOT}/nobody/x"], stdin=subprocess.PIPE) as mine,
+    ):
+        try:
+            assert machine._of_a_lab(other.pid) is None
+            assert str(mine.pid) in (machine._of_a_lab(mine.pid) or "")
+        finally:
+            other.kill()
+            mine.kill()
+
+
+def test_sockets_of_a_lab_are_told_by_their_paths() -> None:
+    text = (
+        "Num       RefCount Protocol Flags    Type St Inode Path\n"
+        f"0000: 00000002 00000000 00010000 0001 01 7 {RUN_ROOT}/x/a.sock\n"
+        "0000: 00000002 00000000 00010000 0001 01 8 /run/other.sock\n"
+        "0000: 00000003 00000000 00000000 0001 03 9\n"
+    )
+    assert machine._lab_sockets(text) == {f"{RUN_ROOT}/x/a.sock"}
