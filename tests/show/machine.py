@@ -27,15 +27,15 @@ def left_on_machine() -> dict[str, frozenset[str]]:
     the processes in them.
     """
     processes, sockets = set(), set()
-    seen = set()
+    seen: set[int] = set()
     for pid in _pids():
         if pid != os.getpid() and (found := _of_a_lab(pid)):
             processes.add(found)
         try:
-            netns = Path(f"/proc/{pid}/ns/net").stat().st_ino
-            if netns not in seen:
-                sockets |= {f"{netns} {path}" for path in _lab_sockets(Path(f"/proc/{pid}/net/unix").read_text())}
-                seen.add(netns)
+            inode = Path(f"/proc/{pid}/ns/net").stat().st_ino
+            if inode not in seen:
+                sockets |= {f"{inode} {path}" for path in _lab_sockets(Path(f"/proc/{pid}/net/unix").read_text())}
+                seen.add(inode)
         except OSError:
             continue  # it has ended meanwhile, or is a zombie
     namespaces = sorted(p.name for p in _NETNS.iterdir()) if _NETNS.is_dir() else []
