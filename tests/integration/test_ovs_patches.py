@@ -19,7 +19,8 @@ from tests.support.switch import Switch, eventually, running
 from tests.support.vhost_user import FrontEnd, Ring
 from upgrader.lab.stack import BUILD_DIR, build_stack
 
-pytestmark = pytest.mark.integration
+# The first test to need it builds the unpatched switch, which takes minutes on a busy machine.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 VM, OTHER_VM = 1, 2
 SILENCE_S = 0.3

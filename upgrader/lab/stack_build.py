@@ -31,6 +31,8 @@ BUILD_ENV = {
 }
 
 
+# Should we be killed, make and ninja are told, and end their compilers; else they would write into the next build.
+BOUND = ("setpriv", "--pdeathsig", "TERM", "--")
 # No fuzz: a patch that only nearly fits is one for another source.
 APPLY = ("patch", "-p1", "-F0", "--batch", "--forward", "--no-backup-if-mismatch", "-i")
 VHOST_LIBRARY = "librte_vhost.so.23"
@@ -254,7 +256,7 @@ class Builder:
 
     def _run(self, command: Sequence[str], *, cwd: Path, log: Path, env: Mapping[str, str] | None = None) -> None:
         """Run one command with its output in a log file; what interrupts us ends its process group too."""
-        process = gate.spawn(command, cwd=cwd, output=log, env={**BUILD_ENV, **(env or {})})
+        process = gate.spawn([*BOUND, *command], cwd=cwd, output=log, env={**BUILD_ENV, **(env or {})})
         try:
             code = process.wait(timeout=STEP_TIMEOUT_S)
         except BaseException as error:
