@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from upgrader.core.errors import HostError, UpgradeError, UsageError
-from upgrader.lab import stack, stack_build
+from upgrader.adapters import gate
+from upgrader.core.errors import CommandError, HostError, UpgradeError, UsageError
+from upgrader.lab import stack, stack_apt, stack_build
 from upgrader.lab.stack_apt import source_entries
 from upgrader.lab.stack_recipe import Recipe, build_key, expand_flags, read_recipe
 
@@ -163,6 +165,38 @@ def test_source_entries_follow_the_machines_own() -> None:
         "deb-src [signed-by=/k.gpg] http://mirror.example bookworm-security main\n"
     )
     assert source_entries("", deb822=True, codename="bookworm") == ""
+
+
+def test_package_lists_are_fetched_where_the_first_install_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh machine has empty lists: nothing can be installed before `apt-get update`."""
+    done: list[str] = []
+
+    def run(argv: list[str], **_other: object) -> gate.Completed:
+        if argv[0] == "dpkg-query":
+            return gate.Completed(tuple(argv), 0, "ii " if argv[-1] == "there" else "", "")
+        verb = next(word for word in argv if word in {"install", "update"})
+        done.append(verb)
+        if done == ["install"]:
+            raise CommandError("apt-get install", "exited with 100", "E: Unable to locate package missing")
+        assert verb == "update" or argv[-1] == "missing"
+        return gate.Completed(tuple(argv), 0, "", "")
+
+    monkeypatch.setattr(gate, "run", run)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    stack_apt.install_missing(["there", "missing"], lambda _text: None)
+    assert done == ["install", "update", "install"]
+    done.clear()
+    stack_apt.install_missing(["there"], lambda _text: None)
+    assert done == []
+
+
+def test_missing_packages_without_root_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack_apt, "is_installed", lambda _package: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError) as raised:
+        stack_apt.install_missing(["ninja-build", "gcc"], lambda _text: None)
+    assert "gcc ninja-build" in raised.value.what
+    assert raised.value.next.startswith("sudo apt-get install")
 
 
 @pytest.fixture
