@@ -35,7 +35,10 @@ def show(name: str, felt: Sequence[Felt]) -> None:
     print(f"{name}: {len(felt)} VM events            median        p90        p99        max")
     print(f"  blackout, ms                        {tail([f.blackout_us for f in felt], 1000)}")
     print(f"  longest gap, fabric directions, ms  {tail([f.gap_us() for f in felt], 1000)}")
-    print(f"  the same beyond the control's, ms   {tail([f.beyond_control_us() for f in felt], 1000)}")
+    print(f"  the same, network part, ms          {tail([f.network_gap_us() for f in felt], 1000)}")
+    print(f"  longest beyond the control's, ms    {tail([f.beyond_control_us() for f in felt], 1000)}")
+    if others := [b.gap_us for f in felt for b in f.bystanders]:
+        print(f"  bystanders' longest gap, ms         {tail(others, 1000)}")
     for kind in ("lost", "duplicated", "reordered"):
         counts = [getattr(f.directions[d], kind) for f in felt for d in FABRIC]
         print(f"  {kind + ', packets':<34}  {tail(counts)}", flush=True)
@@ -58,7 +61,7 @@ def main() -> int:
             exercise = Exercise(lab.spec, session)
             control = exercise.control(20)
             moves = [f for _ in range(2 * options.trips) for f in exercise.upgrade(control).felt]
-            restarts = [f for _ in range(options.restarts) for f in exercise.stock_restart(control, prefix)]
+            restarts = [f for _ in range(options.restarts) for f in exercise.stock_restart(control, prefix).felt]
     finally:
         lab.down()
     show("move", moves)

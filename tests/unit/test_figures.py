@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from upgrader.lab.exercise import disturbances, outages_us
-from upgrader.lab.figures import LOST, Felt, limits, report_json
+from upgrader.lab.exercise import disturbances
+from upgrader.lab.figures import LOST, Felt, bystanders_line, limits, report_json
+from upgrader.lab.qemu_events import outages_us
 from upgrader.lab.traffic.analysis import Direction, FlowFigures
 from upgrader.lab.traffic.protocol import LinkState
 
@@ -27,7 +28,9 @@ QUIET = FlowFigures(
     timestamp_time_us=0,
     late_sends=0,
     own_drops=0,
+    network_gap_us=5_000,
     control_gap_us=8_000,
+    control_network_gap_us=4_000,
 )
 
 
@@ -72,7 +75,39 @@ def test_the_report_has_the_fields_that_are_promised() -> None:
     for entry in (report["moves"][0], report["stock_restart"][0]):  # type: ignore[index]
         assert {"event", "vm", "blackout_us", "directions"} <= entry.keys()
         for figures in entry["directions"].values():
-            assert {"gap_us", "control_gap_us", "sent", "lost", "duplicated", "reordered"} <= figures.keys()
+            assert figures.keys() >= {
+                "gap_us",
+                "network_gap_us",
+                "control_gap_us",
+                "sent",
+                "unsent",
+                "lost",
+                "duplicated",
+                "reordered",
+                "loss_time_us",
+                "timestamp_time_us",
+            }
+
+
+def test_a_starved_sender_is_told_from_the_switch() -> None:
+    """The limit is on the gap as seen; what of it is the network's stands beside it."""
+    judged = limits([felt(gap_us=300_000, network_gap_us=6_000)] * 8, RESTART, {})[1]
+    assert not judged.holds
+    assert judged.measured == "0 of 8, worst 292.0 ms (without the senders' own lateness 8 of 8, worst 2.0 ms)"
+
+
+def test_what_bystanders_felt_is_said_in_one_line_and_in_the_report() -> None:
+    flows = tuple(replace(QUIET, vm=f"vm{i}", gap_us=i * 1000, lost=i) for i in (1, 2, 9))
+    move = replace(felt(), bystanders=flows)
+    assert "median 2.0 ms, worst 9.0" in bystanders_line([move])
+    assert "lost median 2, worst 9 packets" in bystanders_line([move])
+    assert move.to_json()["bystanders"] == {
+        "gap_us": {"median": 2000, "worst": 9000},
+        "network_gap_us": {"median": 5000, "worst": 5000},
+        "lost": {"median": 2, "worst": 9},
+    }
+    assert bystanders_line([felt()]) == ""
+    assert "bystanders" not in felt().to_json()
 
 
 EVENTS = """\
@@ -85,6 +120,16 @@ event NETDEV_VHOST_USER_CONNECTED at 1700000001.850500 for domain 'vm0': {"id":"
 
 def test_an_outage_is_from_the_loss_of_the_owner_to_the_next() -> None:
     assert outages_us(EVENTS) == {"vm0": 950_500.0}
+
+
+def test_of_several_outages_the_longest_counts_and_a_later_connection_does_not_lengthen_one() -> None:
+    line = 'event NETDEV_VHOST_USER_{} at {}.000000 for domain \'vm0\': {{"role":"owner"}}\n'
+    log = "".join(
+        line.format(*e)
+        for e in (("LOST", 10), ("LOST", 11), ("CONNECTED", 13), ("CONNECTED", 60), ("LOST", 70), ("CONNECTED", 71))
+    )
+    assert outages_us(log) == {"vm0": 3_000_000.0}
+    assert outages_us(line.format("LOST", 1) + "half a li") == {}
 
 
 def link(**changes: object) -> LinkState:

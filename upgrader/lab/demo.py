@@ -16,9 +16,9 @@ from rich.table import Table
 from upgrader.core.errors import Exit, UpgradeError
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise
-from upgrader.lab.figures import Felt, limits, report_json
+from upgrader.lab.figures import Felt, bystanders_line, limits, report_json
 from upgrader.lab.interrupts import raise_once
-from upgrader.lab.spec import BUILD_DIR, LabSpec
+from upgrader.lab.spec import BUILD_DIR, DEFAULT_OVS_PREFIX, LabSpec
 from upgrader.lab.traffic.analysis import Direction, FlowFigures
 from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
@@ -35,12 +35,16 @@ def demo(
     control_s: Annotated[float, typer.Option(min=2, help="Length of the control run.")] = 10,
     name: Annotated[str, typer.Option(help="Name of the lab; it is taken down at the end.")] = "demo",
     strict: Annotated[bool, typer.Option(help="Exit non-zero when a limit does not hold.")] = True,
+    ovs_prefix: Annotated[
+        Path, typer.Option(help="Where the OVS-DPDK of both slots is installed.")
+    ] = DEFAULT_OVS_PREFIX,
 ) -> None:
     """Upgrade a lab's host there and back under traffic, restart a stock switch, and show what each VM felt."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     out, err = consoles()
     raise_once(lambda: err.print("still taking the lab down"))
-    lab = Lab(LabSpec(name, vms, queues, pages), lambda text: err.print(f"lab: {text}"))  # type: ignore[arg-type]
+    spec = LabSpec(name, vms, queues, pages, ovs_prefix.absolute())  # type: ignore[arg-type]
+    lab = Lab(spec, lambda text: err.print(f"lab: {text}"))
     prefix = stock.stock_prefix(BUILD_DIR / "stack")
     moves: list[Felt] = []
     disturbed: dict[str, str] = {}
@@ -60,11 +64,15 @@ def demo(
             restart = exercise.stock_restart(control, prefix)
     finally:
         lab.down()
-    judged = limits(moves, restart, disturbed)
+    judged = limits(moves, restart.felt, disturbed)
     options = {"vms": vms, "queues": queues, "pages": pages, "rate_pps": rate, "trips": trips, "control_s": control_s}
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(report_json(options, moves, restart, judged), indent=2) + "\n")
-    out.print(table([*moves, *restart]))
+    report.write_text(json.dumps(report_json(options, moves, restart.felt, judged), indent=2) + "\n")
+    out.print(table([*moves, *restart.felt]))
+    if line := bystanders_line(moves):
+        out.print(line, soft_wrap=True)
+    for vm, what in restart.disturbed.items():
+        out.print(f"the stock restart, {vm}: {what}", soft_wrap=True)
     for limit in judged:
         out.print(limit.line(), style=None if limit.holds else "red", soft_wrap=True)
     err.print(f"figures: {report}")
@@ -75,14 +83,15 @@ def demo(
 def table(felt: Sequence[Felt]) -> Table:
     """One row a VM and event: the blackout, then per direction the longest gap beside the control's, and losses."""
     shown = Table(
-        title="gap: longest time between two packets, beside the control run's; lost/twice/reordered: packets"
+        title="gap: longest time between two packets, its network part (without what the sender was late), and the "
+        "control run's gap; lost/twice/reordered: packets"
     )
     shown.add_column("event")
     shown.add_column("VM")
     shown.add_column("blackout ms", justify="right")
     for direction in Direction:
         shown.add_column(
-            f"{direction.value.replace('_', ' ')}\ngap (control) ms, lost/twice/reordered", justify="right"
+            f"{direction.value.replace('_', ' ')}\ngap/network (control) ms, lost/twice/reordered", justify="right"
         )
     for f in felt:
         cells = [_cell(f.directions.get(d)) for d in Direction]
@@ -94,7 +103,8 @@ def _cell(figures: FlowFigures | None) -> str:
     if figures is None:
         return "-"
     control = f" ({figures.control_gap_us / 1000:.0f})" if figures.control_gap_us is not None else ""
-    return f"{figures.gap_us / 1000:.1f}{control}  {figures.lost}/{figures.duplicated}/{figures.reordered}"
+    gaps = f"{figures.gap_us / 1000:.1f}/{figures.network_gap_us / 1000:.1f}"
+    return f"{gaps}{control}  {figures.lost}/{figures.duplicated}/{figures.reordered}"
 
 
 def main() -> None:

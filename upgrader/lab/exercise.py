@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,15 @@ from upgrader.config import load
 from upgrader.core.errors import HostError
 from upgrader.core.model import SLOTS, Slot
 from upgrader.lab import stock
-from upgrader.lab.figures import Felt
+from upgrader.lab.figures import FABRIC, Felt
+from upgrader.lab.qemu_events import qemu_events
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.traffic.protocol import LinkState
 from upgrader.lab.traffic.session import TrafficRun, TrafficSession
 
-# In a session of its own whose group counts little (sched(7), autogroup), and little within it
-_AT_LEISURE = ("setsid", "--wait", "sh", "-c", 'echo 5 >/proc/self/autogroup; exec nice -n 5 "$@"', "at-leisure")
+# In a session of its own whose group (sched(7), autogroup) has a third of the weight of a guest's or a switch's, which
+# are at -10: it does not take a CPU from them for long, and is not starved by them, nor by what else the machine does.
+_AT_LEISURE = ("setsid", "--wait", "sh", "-c", 'echo -5 >/proc/self/autogroup; exec "$@"', "at-leisure")
 
 LONGEST_S = 180.0
 BEFORE_S = 2.0  # traffic runs for so long before an event,
@@ -33,8 +33,8 @@ RESTART_SETTLE_MS = 5000  # what comes after a restart belongs to it for so long
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """One upgrade under traffic: what each VM felt, and what its guest saw of its NIC (empty: nothing)."""
+class Exercised:
+    """An upgrade or a restart under traffic: what each VM felt, and what guests saw of their NICs (empty: nothing)."""
 
     felt: tuple[Felt, ...]
     disturbed: Mapping[str, str]
@@ -51,7 +51,7 @@ class Exercise:
     def control(self, seconds: float) -> TrafficRun:
         return self._session.control(seconds)
 
-    def upgrade(self, control: TrafficRun) -> Moved:
+    def upgrade(self, control: TrafficRun) -> Exercised:
         """Run `upgrade --host localhost` under traffic. Raises HostError when it fails."""
         self._session.start(LONGEST_S)
         time.sleep(BEFORE_S)
@@ -66,24 +66,31 @@ class Exercise:
         for move in report["moves"]:
             domain = str(move["vm"]).split("/", maxsplit=1)[0]
             figures = run.figures(run.window(move["vm"]), control=control)
-            felt.append(Felt(event, domain, move["blackout_us"], {f.direction: f for f in figures if f.vm == domain}))
-        return Moved(tuple(felt), disturbances(run.links))
+            mine = {f.direction: f for f in figures if f.vm == domain}
+            others = tuple(f for f in figures if f.vm != domain and f.direction in FABRIC)
+            felt.append(Felt(event, domain, move["blackout_us"], mine, others))
+        return Exercised(tuple(felt), disturbances(run.links))
 
-    def stock_restart(self, control: TrafficRun, prefix: Path) -> tuple[Felt, ...]:
-        """Restart the running switch the packaged way, under traffic, with the distribution's own binaries."""
+    def stock_restart(self, control: TrafficRun, prefix: Path) -> Exercised:
+        """Restart the running switch the packaged way, under traffic, with the distribution's own binaries.
+
+        `prefix` is theirs (`stock.stock_prefix`). Raises HostError when QEMU's events do not tell how long it took.
+        """
         slot = self._active()
-        self._session.start(LONGEST_S)
-        time.sleep(BEFORE_S)
-        with self._events() as events, self._session.window("restart"):
-            stock.restart(slot, prefix)
-        time.sleep(RESTART_SETTLE_MS / 1000)
-        run = self._session.finish(stop=True)
+        with qemu_events(self._lab) as events:
+            self._session.start(LONGEST_S)
+            time.sleep(BEFORE_S)
+            with self._session.window("restart"):
+                stock.restart(slot, prefix)
+            time.sleep(RESTART_SETTLE_MS / 1000)
+            run = self._session.finish(stop=True)
+            outages = events.outages_us([vm.name for vm in self._lab.guests])
         figures = run.figures(run.window("restart"), control=control, settle_ms=RESTART_SETTLE_MS)
-        outages = outages_us(events.read_text())
-        return tuple(
+        felt = tuple(
             Felt("stock restart", vm.name, outages[vm.name], {f.direction: f for f in figures if f.vm == vm.name})
             for vm in self._lab.guests
         )
+        return Exercised(felt, disturbances(run.links))
 
     def _active(self) -> Slot:
         running = [s for s in self._slots.values() if SlotProcesses().status(s).vswitchd_pid]
@@ -109,40 +116,15 @@ class Exercise:
                 state="the lab is left as that command left it; its report stands above",
                 next=f"upgrade --config {self._lab.config_path} --host localhost --dry-run",
             )
-        return json.loads(done.stdout)
-
-    @contextmanager
-    def _events(self) -> Iterator[Path]:
-        """QEMU's events of the vhost-user connections while inside, as `virsh qemu-monitor-event` prints them."""
-        path = self._lab.directory / "events.log"
-        path.unlink(missing_ok=True)
-        argv = ["virsh", "-c", self._lab.libvirt_uri, "qemu-monitor-event", "--loop", "--regex"]
-        process = gate.spawn(["stdbuf", "-oL", *argv, "--event", "NETDEV_VHOST_USER_.*"], output=path)
         try:
-            time.sleep(0.5)  # there is no sign of its having subscribed
-            yield path
-            time.sleep(0.5)
-        finally:
-            process.terminate()
-            process.wait(5)
-
-
-_EVENT = re.compile(r"event NETDEV_VHOST_USER_(LOST|CONNECTED) at (\d+)\.(\d+) for domain '([^']+)': (\{.*\})")
-
-
-def outages_us(log: str) -> dict[str, float]:
-    """By domain: from the loss of the owner to the next connection of an owner, microseconds of QEMU's clock."""
-    lost: dict[str, int] = {}
-    out: dict[str, float] = {}
-    for kind, seconds, micros, domain, data in _EVENT.findall(log):
-        if json.loads(data).get("role") != "owner":
-            continue
-        at_us = int(seconds) * 1_000_000 + int(micros)
-        if kind == "LOST":
-            lost[domain] = at_us
-        elif domain in lost:
-            out[domain] = float(at_us - lost[domain])
-    return out
+            return json.loads(done.stdout)
+        except ValueError as error:
+            raise HostError(
+                "REPORT_UNREADABLE",
+                f"`upgrade --json` succeeded in the lab and printed no JSON ({error}): {done.stdout[:200]!r}",
+                state="the VMs were moved; what each of them felt is not known",
+                next=f"upgrade lab status --name {self._lab.name}",
+            ) from error
 
 
 def disturbances(links: Mapping[str, tuple[LinkState, LinkState]]) -> dict[str, str]:

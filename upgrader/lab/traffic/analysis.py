@@ -143,7 +143,7 @@ class FlowFigures:
                        begin or end counts from the first and to the last packet that fell due, and a gap that reaches
                        out of the window counts whole
     network_gap_us     the same after taking off how late the packet that ended the gap had left its sender: what a
-                       sender that stalled (an emulated vCPU that had to wait) does not explain
+                       sender that stalled (an emulated vCPU that had to wait) does not explain; and the control run's
     loss_time_us       RFC 6201's loss-derived reset time: lost / rate
     timestamp_time_us  RFC 6201's timestamp-derived one: from the last arrival before a loss to the first
                        after it; the longest (losses within 50 ms are one interruption); 0: no loss
@@ -169,6 +169,7 @@ class FlowFigures:
     worst_late_us: int = 0
     network_gap_us: int = 0
     control_gap_us: int | None = None
+    control_network_gap_us: int | None = None
 
     @property
     def undisturbed(self) -> bool:
@@ -340,6 +341,11 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def with_control(figures: Sequence[FlowFigures], control: Sequence[FlowFigures]) -> tuple[FlowFigures, ...]:
-    """Put the control run's longest gap beside each flow's own; None where the control had no such flow."""
-    gaps = {(f.vm, f.peer, f.direction): f.gap_us for f in control}
-    return tuple(replace(f, control_gap_us=gaps.get((f.vm, f.peer, f.direction))) for f in figures)
+    """Put the control run's longest gaps beside each flow's own; None where the control had no such flow."""
+    calm = {(f.vm, f.peer, f.direction): f for f in control}
+    return tuple(
+        replace(f, control_gap_us=c.gap_us, control_network_gap_us=c.network_gap_us)
+        if (c := calm.get((f.vm, f.peer, f.direction)))
+        else f
+        for f in figures
+    )
