@@ -62,15 +62,17 @@ def up(
     pages: Annotated[str, typer.Option(help="What guest memory stands on: 4k or 2m.")] = "4k",
     name: Name = "lab",
     json_out: Json = False,
-    ovs_prefix: Annotated[Path, typer.Option(hidden=True)] = names.DEFAULT_OVS_PREFIX,
-    qemu_binary: Annotated[Path, typer.Option(hidden=True)] = names.DEFAULT_QEMU_BINARY,
+    ovs_prefix: Annotated[
+        Path, typer.Option(help="Where the OVS-DPDK of both slots is installed.")
+    ] = names.DEFAULT_OVS_PREFIX,
+    qemu_binary: Annotated[Path, typer.Option(help="The QEMU of the guests.")] = names.DEFAULT_QEMU_BINARY,
 ) -> None:
     """Build the lab. One that is up and healthy is left alone; a broken one is taken down first."""
 
     def action() -> None:
         start = time.monotonic()
         # A wrong value of --pages is refused by the spec, in the words every error has.
-        lab = Lab(LabSpec(name, vms, queues, pages, ovs_prefix, qemu_binary), _say)  # type: ignore[arg-type]
+        lab = Lab(LabSpec(name, vms, queues, pages, ovs_prefix.absolute(), qemu_binary.absolute()), _say)  # type: ignore[arg-type]
         built = lab.up()
         took_s = time.monotonic() - start
         _say(f"the lab {name!r} is up ({took_s:.1f} s)" if built else f"the lab {name!r} is up already")
