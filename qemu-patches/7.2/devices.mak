@@ -18,3 +18,7 @@ CONFIG_VIRTIO_BLK=y
 CONFIG_VIRTIO_RNG=y
 CONFIG_VIRTIO_SERIAL=y
 CONFIG_VIRTIO_BALLOON=y
+
+# QEMU's own tests start machines with their default devices
+CONFIG_VGA_PCI=y
+CONFIG_PARALLEL=y
