@@ -18,9 +18,9 @@ from tests.support import vhost_user
 from tests.support.switch import Switch, eventually, running
 from tests.support.vhost_user import FrontEnd, Ring
 from upgrader.lab.stack import BUILD_DIR, build_stack
+from upgrader.lab.stock import stock_prefix
 
-# The first test to need it builds the unpatched switch, which takes minutes on a busy machine.
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 VM, OTHER_VM = 1, 2
 SILENCE_S = 0.3
@@ -35,7 +35,8 @@ def patched() -> Path:
 
 @pytest.fixture(scope="session")
 def unpatched() -> Path:
-    return build_stack(BUILD_DIR, parts=["ovs"], patched=False)[-1].link.resolve()
+    """The distribution's own build of the same versions."""
+    return stock_prefix(BUILD_DIR / "stack")
 
 
 @pytest.fixture
