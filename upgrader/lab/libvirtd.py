@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from upgrader.lab.host import Process, look_up
 from upgrader.lab.spec import LabSpec
 
 _START_S: Final = 20.0
+_AUTOGROUP_NICE: Final = -10
 _HOST_FOLDERS: Final = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 
 # stdio_handler=file: QEMU writes its own log and no virtlogd is needed.
@@ -82,6 +84,10 @@ def start(lab: LabSpec) -> Process:
     daemon = ["libvirtd", "--config", "/etc/libvirt/libvirtd.conf"]
     child = gate.spawn([*mounts, str(lab.directory.parent), str(root), *daemon], netns=lab.namespaces.host, output=log)
     process = look_up(child.pid)
+    with suppress(
+        OSError
+    ):  # sched(7), autogroup: it stands between the coordinator and QEMU, and has the guests' share
+        Path(f"/proc/{child.pid}/autogroup").write_text(str(_AUTOGROUP_NICE))
     deadline = time.monotonic() + _START_S
     while child.poll() is None and time.monotonic() < deadline and process:
         if lab.libvirt_socket.exists() and _answers(lab):
