@@ -27,7 +27,7 @@ HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev l
 
 $(VENV)/.ready: pyproject.toml $(BUILD)/.packages
 	/usr/bin/python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check --retries 10 -e '.[dev]'
 	@touch $@
 
 venv: $(VENV)/.ready ## the coordinator and its tools in build/venv
