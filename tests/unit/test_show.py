@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def test_a_process_of_a_lab_is_told_by_its_arguments() -> None:
         subprocess.Popen(["bash", "-c", "read -r", f"{RUN_ROOT}/nobody/x"], stdin=subprocess.PIPE) as mine,
     ):
         try:
+            deadline = time.monotonic() + 10  # its arguments can be read a little after it was started
+            while machine._of_a_lab(mine.pid) is None and time.monotonic() < deadline:
+                time.sleep(0.01)
             assert machine._of_a_lab(other.pid) is None
             assert str(mine.pid) in (machine._of_a_lab(mine.pid) or "")
         finally:
