@@ -19,6 +19,7 @@ from upgrader.core.model import SlotName
 from upgrader.terminal import consoles
 
 app = typer.Typer(no_args_is_help=False, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_TYPERS_CTRL_C = 130
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -200,36 +201,44 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    from upgrader.cli import render  # noqa: PLC0415
-    from upgrader.core.report import error_json  # noqa: PLC0415
-
     try:
         _mount_lab()
-        return int(app(args=arguments, standalone_mode=False) or Exit.DONE)
-    except (typer.Abort, KeyboardInterrupt):  # Ctrl-C, or no answer at the prompt
-        sys.stderr.write("interrupted before anything was changed\n")
-        return Exit.STOPPED
+        code = int(app(args=arguments, standalone_mode=False) or Exit.DONE)
+    except typer.Abort:  # no answer at the prompt
+        code = _TYPERS_CTRL_C
     except typer.exceptions.TyperException as error:
         sys.stderr.write(f"error {error.format_message()}\n  state: nothing was changed\n  next:  upgrade --help\n")
-        return Exit.USAGE
+        code = Exit.USAGE
     except UpgradeError as error:
-        failure = error
+        code = _refuse(arguments, error)
     except Exception as error:  # noqa: BLE001 - an operator at 3 a.m. gets words, and --verbose gets the trace
         structlog.get_logger(__name__).debug("unexpected", exc_info=True)
-        failure = UpgradeError(
+        unexpected = UpgradeError(
             "UNEXPECTED",
             f"{type(error).__name__}: {error}",
             state="nothing was changed: this was before a run began",
             next="the same command with --verbose, and tell the authors what it prints",
         )
+        code = _refuse(arguments, unexpected)
+    if code == _TYPERS_CTRL_C:
+        sys.stderr.write("interrupted before anything was changed\n")
+        code = Exit.STOPPED
+    return code
+
+
+def _refuse(arguments: list[str], error: UpgradeError) -> int:
+    """Show an error, on stdout as JSON where that was asked for, and return its exit code."""
+    from upgrader.cli import render  # noqa: PLC0415
+    from upgrader.core.report import error_json  # noqa: PLC0415
+
     if "--config" in arguments[:-1]:
         # what to type next has to read the same configuration
         given = arguments[arguments.index("--config") + 1]
-        failure.next = failure.next.replace("upgrade --host", f"upgrade --config {given} --host")
-    render.show_error(consoles()[1], failure)
+        error.next = error.next.replace("upgrade --host", f"upgrade --config {given} --host")
+    render.show_error(consoles()[1], error)
     if "--json" in arguments:
-        sys.stdout.write(json.dumps(error_json(failure), indent=2) + "\n")
-    return failure.exit_code
+        sys.stdout.write(json.dumps(error_json(error), indent=2) + "\n")
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""The command line: every way to be refused ends in three lines and its exit code, also as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import typer
+
+from tests.support.simhost import make
+from upgrader.cli import app, render
+from upgrader.cli.interrupt import interrupts
+from upgrader.core import plan as planning
+from upgrader.core.errors import Exit, HostError
+from upgrader.engine.facts import gather
+from upgrader.engine.run import Run
+from upgrader.terminal import consoles
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], Exit.USAGE, "NO_HOST"),
+        (["--bogus"], Exit.USAGE, "No such option"),
+        (["nonsense"], Exit.USAGE, "No such command"),
+        (["--host", "elsewhere"], Exit.USAGE, "HOST_UNKNOWN"),
+        (["--host", "localhost", "--restore", "c"], Exit.USAGE, "NO_SUCH_SLOT"),
+        (["--host", "localhost", "--config", "/none.toml"], Exit.USAGE, "CONFIG_MISSING"),
+        (["lab", "up", "--vms", "0"], Exit.USAGE, "vms"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str) -> None:
+    assert app._main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert "state:" in captured.err
+    assert "next:" in captured.err
+
+
+def test_this_machines_name_is_this_machine() -> None:
+    assert app._local("localhost") == app._local(socket.gethostname()) == socket.gethostname()
+
+
+def test_a_refusal_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app._main(["--host", "localhost", "--config", "/none.toml", "--json"]) == Exit.USAGE
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["schema_version"], answer["kind"], answer["code"]) == (1, "error", "CONFIG_MISSING")
+    assert set(answer) >= {"what", "state", "next"}
+
+
+def test_what_to_type_next_reads_the_same_configuration(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise HostError("SOME_CODE", "something", state="as it was", next="upgrade --host localhost --restore a")
+
+    monkeypatch.setattr(app, "_upgrade", refuse)
+    assert app._main(["--config", "/etc/x.toml", "--host", "localhost"]) == Exit.UNEXPECTED
+    assert "next:  upgrade --config /etc/x.toml --host localhost --restore a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ZeroDivisionError("division by zero"), Exit.UNEXPECTED, "UNEXPECTED: ZeroDivisionError: division by zero"),
+        (typer.Abort(), Exit.STOPPED, "interrupted before anything was changed"),
+        (KeyboardInterrupt(), Exit.STOPPED, "interrupted before anything was changed"),
+    ],
+)
+def test_no_traceback_reaches_an_operator(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(app, "_upgrade", fail)
+    assert app._main(["--host", "localhost"]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_without_root_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert app._main(["--host", "localhost", "--config", "/none.toml"]) == Exit.USAGE
+    assert "NOT_ROOT" in capsys.readouterr().err
+
+
+def test_signals_leave_a_mark_and_nothing_else() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts() as interrupted:
+        assert not interrupted()
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_person_sees_of_plan_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world, host, slots = make(tmp_path, vms=2)
+    facts = gather("h1", slots, host, vni_key="vni", adapter="sim")
+    plan = planning.upgrade(facts, host.steering.capabilities())
+    out, _ = consoles()
+    render.show_owners(out, facts)
+    render.show_plan(out, plan)
+    report = Run(plan, host, slots, render.ConsoleRecorder(out), 500).execute()
+    render.show_report(out, report)
+    text = capsys.readouterr().out
+    for words in (
+        "slot a serves vm0/vhu0, vm1/vhu1",
+        "slot a -> b, OVS 3.1.0 -> 3.1.0, 2 VM ports",
+        "it can lose:",
+        "move-vm         vm1/vhu1: a -> b",
+        "blackout 0.71 ms",
+        "(over budget)",  # the budget was 500 us
+        "done: 2 VM ports moved a -> b",
+    ):
+        assert words in text, text
+    assert world.trouble == []
