@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -130,6 +131,7 @@ def _upgrade(
         with interrupts() as interrupted:
             recorder = render.ConsoleRecorder(err)
             report = Run(plan, real, slots, recorder, settings.policy.blackout_budget_us, interrupted).execute()
+    report = replace(report, next=_with_config(report.next or "", config) or None)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
     render.show_report(err if as_json else out, report)
@@ -226,15 +228,18 @@ def _main(arguments: list[str]) -> int:
     return code
 
 
+def _with_config(command: str, given: object) -> str:
+    """What to type next has to read the same configuration."""
+    return command.replace("upgrade --host", f"upgrade --config {given} --host") if given else command
+
+
 def _refuse(arguments: list[str], error: UpgradeError) -> int:
     """Show an error, on stdout as JSON where that was asked for, and return its exit code."""
     from upgrader.cli import render  # noqa: PLC0415
     from upgrader.core.report import error_json  # noqa: PLC0415
 
     if "--config" in arguments[:-1]:
-        # what to type next has to read the same configuration
-        given = arguments[arguments.index("--config") + 1]
-        error.next = error.next.replace("upgrade --host", f"upgrade --config {given} --host")
+        error.next = _with_config(error.next, arguments[arguments.index("--config") + 1])
     render.show_error(consoles()[1], error)
     if "--json" in arguments:
         sys.stdout.write(json.dumps(error_json(error), indent=2) + "\n")
