@@ -124,7 +124,17 @@ def retire_begins(calls: list[str]) -> int:
 
 
 def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, int], BaseException | None]:
-    return lambda name, count: error() if count == number else None
+    """The call of that number fails; a command that is tried again fails again."""
+    tried: list[str] = []
+
+    def fault(name: str, count: int) -> BaseException | None:
+        again = bool(tried) and name == tried[0] and name.startswith("switch") and count <= number + 2
+        if count != number and not again:
+            return None
+        tried.append(name)
+        return error()
+
+    return fault
 
 
 @pytest.mark.parametrize("error", [lambda: refused("no"), lambda: KeyError("x"), lambda: OSError(5, "I/O error")])
@@ -347,6 +357,19 @@ def test_the_old_switch_dies_before_the_vms_are_attached(tmp_path: Path) -> None
     assert world.pids["b"] is not None
 
 
+def test_a_missed_deadline_is_tried_again(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+    world.fault = lambda name, count: (
+        refused("deadline") if name == "switch vm0" and world.calls.count(name) == 1 else None
+    )
+    report = carry_out(made, plan)
+    assert report.outcome == "done", report.error
+    assert world.calls.count("switch vm0") == 2
+    settled(world, "b")
+
+
 def test_a_new_switch_that_does_not_let_go_is_killed(tmp_path: Path) -> None:
     """The rings stand still and the switch back gets no answer: QEMU brings the VMs home when it is dead."""
     made = make(tmp_path)
@@ -354,7 +377,7 @@ def test_a_new_switch_that_does_not_let_go_is_killed(tmp_path: Path) -> None:
     plan = upgrade_plan(made)
 
     def hangs(name: str, count: int) -> BaseException | None:
-        back = name == "switch vm0" and world.calls.count("switch vm0") == 2
+        back = name == "switch vm0" and world.calls.count("switch vm0") >= 2
         return refused("missed its deadline") if back or name == "switch vm1" else None
 
     world.fault = hangs
