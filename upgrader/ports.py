@@ -34,6 +34,9 @@ class Processes(Protocol):
     def polled_queues(self, slot: Slot) -> dict[str, int]:
         """How many receive queues of each port a PMD thread polls and the peer has enabled."""
 
+    def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
+        """Whether the switch writes a log line for each vhost message; it takes longer than what the line tells of."""
+
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
 

@@ -144,6 +144,9 @@ class SimProcesses:
     def polled_queues(self, slot: Slot) -> dict[str, int]:
         return {i.name: 1 for i in self._w.switch.interfaces}
 
+    def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
+        self._w.call(f"log_vhost {slot.name} {on}")
+
     def stop(self, slot: Slot) -> None:
         self._w.call(f"stop {slot.name}")
         serves = [d for d, owner in self._w.owners().items() if owner == slot.name]

@@ -172,6 +172,10 @@ class SlotProcesses:
                 queues[found[1]] = queues.get(found[1], 0) + 1
         return queues
 
+    def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
+        """By DPDK's log level for them (`dpdk/log-set`, ovs-vswitchd(8)); warnings are written either way."""
+        self.appctl(slot, "dpdk/log-set", f"lib.vhost.config:{'info' if on else 'notice'}")
+
     def stop(self, slot: Slot) -> None:
         """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent."""
         self.stop_switch(slot)

@@ -24,6 +24,7 @@ class CloseWindow:
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         context.host.steering.close_window(context.target.name)
+        context.host.processes.log_vhost_messages(context.target, on=True)
         return {}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:

@@ -2,6 +2,8 @@
 
 Where the NIC can, all other overlay traffic (broadcast, multicast, addresses nobody told us) goes to both switches
 meanwhile: each delivers to the VMs whose rings it owns, and drops what is for the others.
+
+While the window is open neither switch logs each vhost message: the lines would be half of a hand-over's blackout.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ class OpenWindow:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
+        for slot in (context.source, context.target):
+            if context.pid(slot) is not None:
+                context.host.processes.log_vhost_messages(slot, on=False)
         served = [(port, slot) for port, slot in context.owners() if slot is not None]
         context.host.steering.open_window(served)
         return {"rules": len(served)}
@@ -43,4 +48,6 @@ class OpenWindow:
 
     def undo(self, context: Context, step: PlannedStep) -> Data:
         context.steer_to_owners()
+        if context.pid(context.source) is not None:
+            context.host.processes.log_vhost_messages(context.source, on=True)
         return {}
