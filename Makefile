@@ -50,7 +50,10 @@ integration: stack ## tests on the real stack
 test: stack lint ## everything
 	$(PY) -m pytest -q tests
 
-show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused demo test"
+check-qemu: stack ## QEMU's own vhost-user tests and the series' own, on the patched build
+	$(PY) -m upgrader.lab.stack qemu --check
+
+show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused qtests demo test"
 	$(PY) -m tests.show.upgrade $(PARTS)
 
 clean: ## remove what was built

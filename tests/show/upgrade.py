@@ -89,6 +89,15 @@ def refused() -> Iterator[Item]:
     yield from tested(*REFUSED)
 
 
+def qtests() -> Iterator[Item]:
+    """QEMU's own vhost-user tests and the series' own, on the patched build."""
+    argv = [sys.executable, "-m", "upgrader.lab.stack", "qemu", "--check"]
+    done = gate.run(argv, cwd=ROOT, timeout_s=1800, check=False, show_stderr=True)
+    yield Item(
+        "QEMU's vhost-user qtests and the series' own, exit code", str(done.returncode), "0", done.returncode == 0
+    )
+
+
 def tested(*names: str) -> Iterator[Item]:
     """One item for each of these tests of the upgrade suite, and one for their run as a whole."""
     report = OUT / "tests.xml"
@@ -175,6 +184,7 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "moves": moves,
     "kill": kill,
     "refused": refused,
+    "qtests": qtests,
     "demo": demo,
     "test": test,
 }
