@@ -255,7 +255,7 @@ def test_the_machines_own_libvirt_is_not_touched(clean: tuple[LabSpec, Traces]) 
     seen = [p for p in (Path("/run/libvirt"), Path("/var/lib/libvirt"), Path("/etc/libvirt")) if p.exists()]
     before = {str(f): f.stat().st_mtime_ns for p in seen for f in p.rglob("*")}
     Lab(spec).up()
-    assert libvirtd.running_domains(spec) == tuple(vm.name for vm in spec.guests)
+    assert sorted(libvirtd.running_domains(spec)) == [vm.name for vm in spec.guests]
     Lab(spec).down()
     after = {str(f): f.stat().st_mtime_ns for p in seen for f in p.rglob("*")}
     assert after == before
