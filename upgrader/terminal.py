@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -16,3 +17,15 @@ def consoles() -> tuple[Console, Console]:
         Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False),
         Console(stderr=True, width=None if sys.stderr.isatty() else _WIDE, highlight=False),
     )
+
+
+class Stderr:
+    """stderr as it is now, for logs: a terminal that is gone takes nothing down with it."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.labs import lab_fixture
 from tests.support.slots import SlotFactory
 from upgrader.core.model import Slot
+
+__all__ = ["lab_fixture"]  # one for all modules: two that import it would have two labs of one name
 
 
 @pytest.fixture

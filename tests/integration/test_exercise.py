@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab_host import LabHost
-from tests.support.labs import lab_fixture
 from upgrader.core.errors import HostError
 from upgrader.lab import domains
 from upgrader.lab.exercise import Exercise
@@ -19,7 +18,6 @@ from upgrader.lab.spec import LabSpec
 from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
 
-__all__ = ["lab_fixture"]
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(300),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.labs import OVS_PREFIX, QEMU_BINARY, Traces, lab_fixture, lab_spec, traces  # noqa: F401 - a fixture
+from tests.support.labs import OVS_PREFIX, QEMU_BINARY, Traces, lab_spec, traces
 from upgrader import wiring
 from upgrader.adapters import gate
 from upgrader.adapters.slot_process import SlotProcesses

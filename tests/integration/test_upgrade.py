@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab_host import LabHost, report, upgrade
-from tests.support.labs import lab_fixture
 from upgrader.adapters import gate
 from upgrader.core.errors import Exit
 from upgrader.core.model import CHARDEV_PREFIX, other_slot
@@ -28,7 +27,6 @@ from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
 from upgrader.steps import STEPS
 
-__all__ = ["lab_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SHAPES = [{"vms": 4}, {"vms": 2, "queues": 2, "pages": "2m"}]

@@ -1,7 +1,5 @@
 """A lab for tests: brought up once for all tests that ask for the same options, and always taken down.
 
-    from tests.support.labs import lab_fixture  # noqa: F401
-
     def test_something(lab): ...                                   # four guests, one queue pair, 4 KiB pages
 
     @pytest.mark.parametrize("lab", [{"vms": 2, "pages": "2m"}], indirect=True)

@@ -292,6 +292,22 @@ def test_a_vm_that_ends_in_the_middle_is_no_reason_to_stop(tmp_path: Path, at: s
     settled(world, "b")
 
 
+def test_a_terminal_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
+    class Gone(ListRecorder):
+        def outcome(self, *_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        undone = failed = intent = outcome
+
+    made = make(tmp_path)
+    assert carry_out(made, upgrade_plan(made), Gone()).outcome == "done"
+    settled(made[0], "b")
+    world = made[0]
+    world.fault = lambda name, count: refused("no") if name.startswith("switch vm1") else None
+    assert carry_out(made, upgrade_plan(made), Gone()).outcome == "restored"
+    settled(world, "b")
+
+
 def test_a_vm_that_comes_in_the_middle_is_not_left_without_a_switch(tmp_path: Path) -> None:
     made = make(tmp_path)
     world = made[0]

@@ -9,7 +9,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import structlog
 import typer
@@ -17,7 +17,7 @@ import typer.exceptions
 
 from upgrader.core.errors import BlockedError, Exit, UpgradeError, UsageError
 from upgrader.core.model import SlotName
-from upgrader.terminal import consoles
+from upgrader.terminal import Stderr, consoles
 
 app = typer.Typer(no_args_is_help=False, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _TYPERS_CTRL_C = 130
@@ -178,7 +178,7 @@ def _require_root() -> None:
 def _logging(verbose: bool) -> None:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Stderr())),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from upgrader.terminal import Stderr
 
 
 class Interrupt:
@@ -29,7 +30,7 @@ def interrupts() -> Iterator[Interrupt]:
 
     def mark(number: int, _frame: FrameType | None) -> None:
         if not interrupt.asked and number != signal.SIGHUP:  # after a hang-up there is nobody to tell
-            sys.stderr.write("\nstopping after the step in hand; what was done is undone then\n")
+            Stderr().write("\nstopping after the step in hand; what was done is undone then\n")
         interrupt.asked = True
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,7 +70,7 @@ class Run:
         try:
             if self._interrupted():
                 raise StepError("INTERRUPTED", "a person stopped the run", state="between two steps", next="-")
-            self._recorder.intent(index + 1, len(self._plan.steps), step.title)
+            _tell(self._recorder.intent, index + 1, len(self._plan.steps), step.title)
             kind.check(self._context, step)
             effect = True
             data = kind.do(self._context, step)
@@ -77,11 +78,11 @@ class Run:
         except Exception as error:
             log.debug("step failed", step=step.title, exc_info=True)
             self._record(step, "failed", before, _words(error))
-            self._recorder.failed(index + 1, step.title, error)
+            _tell(self._recorder.failed, index + 1, step.title, error)
             return _Failure(index, error, effect)
         self._keep(data, undone=False)
         took_s = self._record(step, "done", before, _detail(data))
-        self._recorder.outcome(index + 1, step.title, took_s, data)
+        _tell(self._recorder.outcome, index + 1, step.title, took_s, data)
         return None
 
     def _back(self, failure: _Failure) -> Outcome:
@@ -108,7 +109,7 @@ class Run:
                 error = problem
                 stuck = step.kind
             self._record(step, "undo-failed" if error else "undone", before, _words(error) if error else "")
-            self._recorder.undone(index + 1, step.title, error)
+            _tell(self._recorder.undone, index + 1, step.title, error)
         return "restored" if stuck is None and self._as_before() else "operator-needed"
 
     def _as_before(self) -> bool:
@@ -166,6 +167,12 @@ class Run:
             state = f"both switches may serve VMs; slot {to} can serve all of them"
             next_command = f"upgrade --host localhost --restore {to}"
         return replace(report, error=_words(failure.error), state=state, next=next_command)
+
+
+def _tell(what: Callable[..., None], *words: object) -> None:
+    """Tell whoever watches; a terminal that is gone must not hold up a VM."""
+    with suppress(OSError, ValueError):
+        what(*words)
 
 
 def _words(error: Exception) -> str:
