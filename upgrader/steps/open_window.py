@@ -3,7 +3,7 @@
 Where the NIC can, all other overlay traffic (broadcast, multicast, addresses nobody told us) goes to both switches
 meanwhile: each delivers to the VMs whose rings it owns, and drops what is for the others.
 
-While the window is open neither switch logs each vhost message: the lines would be half of a hand-over's blackout.
+While the window is open neither switch logs each vhost message: writing the lines takes a good part of a hand-over's blackout.
 """
 
 from __future__ import annotations
