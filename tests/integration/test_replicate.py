@@ -29,21 +29,7 @@ table=2,priority=0 actions=drop
 
 def fill(slot: Slot) -> None:
     """A bridge with ports, flows, groups, meters and a TLV map."""
-    vsctl(slot, "add-br", "br-int", "--", "set", "bridge", "br-int", "datapath_type=netdev", "fail_mode=secure")
-    for number in (1, 2):
-        interface = f"p{number}"
-        vsctl(
-            slot,
-            "add-port",
-            "br-int",
-            interface,
-            "--",
-            "set",
-            "interface",
-            interface,
-            "type=internal",
-            f"ofport_request={number}",
-        )
+    bridge_with_ports(slot)
     ofctl(slot, "add-tlv-map", "br-int", "{class=0xffff,type=0x80,len=4}->tun_metadata0")
     ofctl(slot, "add-meter", "br-int", "meter=3,pktps,burst,stats,band=type=drop,rate=1000,burst_size=100")
     ofctl(slot, "add-meter", "br-int", "meter=4,kbps,band=type=drop,rate=5000")

@@ -11,10 +11,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
 from upgrader.adapters import gate
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses, slot_env
+from upgrader.core.errors import CommandError
 from upgrader.core.model import Slot
 
 PACKAGES = ("openvswitch-switch-dpdk", "openvswitch-switch", "openvswitch-common")
@@ -38,7 +41,11 @@ def stock_prefix(build: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=build, prefix=".stock-") as folder:
         work = Path(folder)
         work.chmod(0o755)
-        gate.run(["apt-get", "download", "-qq", *PACKAGES], cwd=work, timeout_s=300)
+        # a download may be said again; an archive now and then takes too long to answer
+        again = Retrying(
+            retry=retry_if_exception_type(CommandError), stop=stop_after_attempt(3), wait=wait_fixed(2), reraise=True
+        )
+        again(gate.run, ["apt-get", "download", "-qq", *PACKAGES], cwd=work, timeout_s=300)
         for package in work.glob("*.deb"):
             gate.run(["dpkg-deb", "-x", str(package), str(work / "root")])
         daemon = work / "root/usr/sbin/ovs-vswitchd"
