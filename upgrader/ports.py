@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from upgrader.core.journal import Event, Heading, RunView
+from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
     HugepagePool,
     PortBinding,
@@ -21,6 +23,7 @@ from upgrader.core.model import (
     VmInterface,
     VmPort,
 )
+from upgrader.core.plan import Plan
 
 
 class Processes(Protocol):
@@ -135,13 +138,31 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
-class Recorder(Protocol):
-    """Who is told, and keeps, how a run goes: a terminal, a log, a journal. `intent` comes before the effect."""
+class Journal(Protocol):
+    """Runs and their events, kept so that they survive whoever writes them. One coordinator writes, anybody reads.
 
-    def intent(self, number: int, total: int, title: str) -> None: ...
-    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None: ...
-    def failed(self, number: int, title: str, error: Exception) -> None: ...
-    def undone(self, number: int, title: str, error: Exception | None) -> None: ...
+    What `begin` and `append` were given is on the disk when they return. Both raise SupersededError, and write
+    nothing, when another coordinator has claimed the journal since.
+    """
+
+    def claim(self) -> int:
+        """Become the one writer: raise the coordinator's generation, and return it."""
+
+    def begin(self, plan: Plan, at_ns: int) -> RunView: ...
+    def append(self, run_id: int, event: Event) -> None: ...
+    def plan(self, run_id: int) -> Plan: ...
+    def view(self, run_id: int) -> RunView | None: ...
+    def latest(self) -> RunView | None:
+        """The run that began last."""
+
+    def headings(self, limit: int) -> tuple[tuple[Heading, RunState, int], ...]:
+        """The newest runs first: heading, state, and when the last event came (CLOCK_REALTIME, ns)."""
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes, after the journal has it: a terminal, a log. Must not hold the run up."""
+
+    def __call__(self, view: RunView, event: Event) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +177,4 @@ class Host:
     resources: Resources
     clock: Clock
     ready_timeout_s: float
+    vni_key: str = "vni"  # of Interface.external_ids

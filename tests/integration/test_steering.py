@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.build_facts import vm_port
-from tests.support.simhost import SimSteering, make
+from upgrader.sim.facts import vm_port
+from upgrader.sim.host import SimSteering, make
 from upgrader.adapters import gate
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core.errors import HostError

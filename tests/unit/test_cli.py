@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tests.support.simhost import make
+from upgrader.sim.host import make
 from upgrader.cli import app, render
 from upgrader.cli.interrupt import interrupts
 from upgrader.core import plan as planning

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.build_facts import (
+from upgrader.sim.facts import (
     PID,
     host_facts,
     ownership,

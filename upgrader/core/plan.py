@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
 
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
@@ -20,17 +22,42 @@ class StepKind(StrEnum):
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
+    CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
+    SOAK = "soak"
     RETIRE = "retire"
+
+
+OnFailure = Literal["back", "stay", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a run may cost, and what becomes of it when a step fails.
+
+    blackout_budget_us  a hand-over above it stops the run; nothing is moved back for it, which would hurt twice
+    canary_check_s      the first VM is watched for so long before the others move
+    soak_s              everything is watched for so long before the old switch is given up
+    on_failure          `back`: everything is undone; `stay`: the run halts, every VM where it is, and a person decides;
+                        `ask`: as `stay`, and a terminal asks
+    keep_old            the old switch goes on standing by, so that the run can still be rolled back when it is done
+    """
+
+    blackout_budget_us: int = 20_000
+    canary_check_s: float = 2.0
+    soak_s: float = 10.0
+    on_failure: OnFailure = "back"
+    keep_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One step of a plan; `port` for the steps that concern a single VM."""
+    """One step of a plan; `port` for the steps that concern a single VM, `canary` for the first VM's move."""
 
     kind: StepKind
     title: str
     port: VmPort | None = None
+    canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +86,31 @@ class Plan:
     bindings: tuple[PortBinding, ...]
     steps: tuple[PlannedStep, ...]
     findings: tuple[Finding, ...]
+    policy: Policy = Policy()
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.severity is Severity.BLOCKING)
 
 
-def upgrade(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = ()) -> Plan:
+def upgrade(
+    facts: HostFacts,
+    capabilities: SteeringCapabilities,
+    accept: tuple[str, ...] = (),
+    policy: Policy = Policy(),  # noqa: B008 - frozen
+) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
-    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), start=True)
+    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), policy, start=True)
 
 
-def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName, accept: tuple[str, ...] = ()) -> Plan:
+def restore(
+    facts: HostFacts,
+    capabilities: SteeringCapabilities,
+    slot: SlotName,
+    accept: tuple[str, ...] = (),
+    policy: Policy = Policy(),  # noqa: B008 - frozen
+) -> Plan:
     """Both slots run since a run was cut off: bring every VM to `slot`, whose switch runs, and retire the other."""
     # being half-way is what this plan is for
     found = tuple(
@@ -89,7 +128,7 @@ def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName
             ),
             *found,
         )
-    return _plan(facts, capabilities, other_slot(slot), slot, found, start=False)
+    return _plan(facts, capabilities, other_slot(slot), slot, found, replace(policy, keep_old=False), start=False)
 
 
 def _plan(
@@ -98,11 +137,13 @@ def _plan(
     source: SlotName,
     target: SlotName,
     findings: tuple[Finding, ...],
+    policy: Policy,
     *,
     start: bool,
 ) -> Plan:
     old, new = facts.slot(source), facts.slot(target)
-    to_move = tuple(p for p in facts.ports if start or facts.serving(p) != target)
+    every = tuple(_without_rings(p) for p in facts.ports)
+    to_move = tuple(p for p in every if start or facts.serving(p) != target)
     bound: tuple[PortBinding, ...] = ()
     if start and facts.switch:
         bound = bindings(to_move, facts.switch, new.slot)
@@ -127,11 +168,15 @@ def _plan(
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:
         steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
-    steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
+    steps += _moves(to_move, source, target)
+    steps.append(PlannedStep(StepKind.CATCH_UP, f"VMs that came meanwhile: {source} -> {target}"))
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
-    steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
+    if policy.soak_s and start:
+        steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
+    if not policy.keep_old:
+        steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
     strategy, loses = _strategy(capabilities)
-    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))
+    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps, policy))
     return Plan(
         id=hashlib.sha256(content.encode()).hexdigest()[:12],
         host=facts.host,
@@ -142,11 +187,27 @@ def _plan(
         strategy=strategy,
         loses=loses,
         ports=to_move,
-        all_ports=facts.ports,
+        all_ports=every,
         bindings=bound,
         steps=tuple(steps),
         findings=findings,
+        policy=policy,
     )
+
+
+def _without_rings(port: VmPort) -> VmPort:
+    """Ring indexes run on while a plan is read; it does not stand on them."""
+    return replace(port, ownership=replace(port.ownership, rings=())) if port.ownership else port
+
+
+def _moves(ports: Sequence[VmPort], source: SlotName, target: SlotName) -> list[PlannedStep]:
+    """The first one is the canary, watched for longer before the others follow."""
+    return [
+        PlannedStep(
+            StepKind.MOVE_VM, f"{p.label}: {source} -> {target}" + (", the canary" if n == 0 else ""), p, canary=n == 0
+        )
+        for n, p in enumerate(ports)
+    ]
 
 
 def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:

@@ -3,11 +3,13 @@
 from upgrader.core.plan import StepKind
 from upgrader.steps.attach_standby import AttachStandby
 from upgrader.steps.base import Context, Data, Step
+from upgrader.steps.catch_up import CatchUp
 from upgrader.steps.close_window import CloseWindow
 from upgrader.steps.move_vm import MoveVm
 from upgrader.steps.open_window import OpenWindow
 from upgrader.steps.replicate import Compare, Replicate
 from upgrader.steps.retire import Retire
+from upgrader.steps.soak import Soak
 from upgrader.steps.start_standby import StartStandby
 
 STEPS: dict[StepKind, Step] = {
@@ -17,7 +19,9 @@ STEPS: dict[StepKind, Step] = {
     StepKind.ATTACH_STANDBY: AttachStandby(),
     StepKind.OPEN_WINDOW: OpenWindow(),
     StepKind.MOVE_VM: MoveVm(),
+    StepKind.CATCH_UP: CatchUp(),
     StepKind.CLOSE_WINDOW: CloseWindow(),
+    StepKind.SOAK: Soak(),
     StepKind.RETIRE: Retire(),
 }
 

@@ -30,7 +30,8 @@ def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, .
 
 
 class OpenWindow:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

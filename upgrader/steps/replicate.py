@@ -8,7 +8,8 @@ from upgrader.steps.base import Context, Data
 
 
 class Replicate:
-    undoable = True
+    pause_safe = True
+    lasting = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()
@@ -30,7 +31,8 @@ class Replicate:
 class Compare:
     """Before VMs go to a switch that an earlier run started: is it what the other one is?"""
 
-    undoable = True
+    pause_safe = True
+    lasting = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

@@ -12,7 +12,8 @@ from upgrader.steps.base import Context, Data
 
 
 class Retire:
-    undoable = False
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """Refuse while the old switch owns any ring, also of a VM that came after the plan was made."""
@@ -34,6 +35,7 @@ class Retire:
         if host.processes.status(source).ovsdb_pid is not None:
             modes = {b.name: b.fail_mode for b in host.database.read(source).bridges}
             host.database.set_fail_modes(target, modes)
+        host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
             # libvirt's own socket stays attached, without a peer: a switch that is restarted may come back on it
@@ -41,7 +43,6 @@ class Retire:
                 chardev = f"{CHARDEV_PREFIX}-{slot}-{port.netdev}"
                 if now is not None and now.owner != chardev:
                     host.hypervisor.drop_connection(port, chardev)
-        host.processes.stop(source)
         for interface in host.database.read(target).vhost_interfaces():
             dialled, known = Path(interface.option("vhost-server-path") or ""), Path(origin(interface))
             if dialled != known:
@@ -63,4 +64,12 @@ class Retire:
             )
 
     def undo(self, context: Context, step: PlannedStep) -> Data:
-        raise NotImplementedError("a retired switch is not brought back; upgrade again to go to the other slot")
+        """Nothing, as long as the old switch runs: ending it comes before everything that could not be left as it is."""
+        if context.pid(context.source) is None:
+            raise StepError(
+                "RETIRED",
+                f"slot {context.source.name} has been retired",
+                state=f"every VM is served by slot {context.target.name}",
+                next="upgrade resume   (it finishes the run), then: upgrade --host localhost   (to go to the other slot)",
+            )
+        return {}

@@ -8,7 +8,8 @@ from upgrader.steps.base import Context, Data
 
 
 class StartStandby:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """A switch left in the slot by a run that died may go only if it serves nobody."""

@@ -8,11 +8,11 @@ standby. `World.trouble` lists every broken promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.support.build_facts import slot, switch_facts, vm_interface
+from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
 from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
@@ -55,6 +55,7 @@ class World:
     links: dict[Path, Path] = field(default_factory=dict)
     dual: bool = True
     next_pid: int = 5000
+    dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
     now: float = 0.0
     chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
     calls: list[str] = field(default_factory=list)
@@ -90,6 +91,16 @@ class World:
     def unreached(self) -> list[str]:
         """Domains whose overlay traffic goes only to a switch that does not serve them."""
         return [d for d, owner in self.owners().items() if owner not in self.reached(self.vms[d])]
+
+    def idle_port(self, number: int) -> None:
+        """The switch has a port for a VM that does not run."""
+        self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
+
+    def restart(self, domain: str) -> None:
+        """End a VM and start it again: its QEMU listens on libvirt's socket, which the active switch dials."""
+        vm = self.vms[domain]
+        self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
+        self.vms[domain] = replace(vm, ownership=ownership(vm.chardev, self.pids[self.dials_libvirt] or 0))
 
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
@@ -351,25 +362,6 @@ class SimClock:
 
     def sleep(self, seconds: float) -> None:
         self._w.now += seconds
-
-
-class ListRecorder:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str]] = []
-
-    def intent(self, number: int, total: int, title: str) -> None:
-        self.events.append(("intent", title))
-
-    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None:
-        self.events.append(("outcome", title))
-
-    def failed(self, number: int, title: str, error: Exception) -> None:
-        self.events.append(("failed", title))
-
-    def undone(self, number: int, title: str, error: Exception | None) -> None:
-        self.events.append(("undone" if error is None else "undo-failed", title))
 
 
 def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
