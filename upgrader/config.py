@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from upgrader.core.errors import UsageError
 from upgrader.core.model import Slot, SlotName
+from upgrader.core.plan import Policy
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
 PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
@@ -57,17 +58,22 @@ class HostConfig(_Section):
     )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Path("/run/ovs-upgrade.lock")
+    journal: Path = Path("/var/lib/ovs-upgrade/journal.db")
+    socket: Path = Path("/run/ovs-upgrade.sock")
 
 
 class PolicyConfig(_Section):
-    """What a run may take.
+    """What a run may take, and what becomes of it when a step fails; see `upgrader.core.plan.Policy`.
 
-    blackout_budget_us  a hand-over above it is marked in the report
     ready_timeout_s     how long a switch or a standby may take to be ready
     accept              codes of blocking findings that are accepted on this host
     """
 
     blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
+    canary_check_s: Annotated[float, Field(ge=0, le=3600)] = 2.0
+    soak_s: Annotated[float, Field(ge=0, le=86400)] = 10.0
+    on_failure: Literal["back", "stay", "ask"] = "back"
+    keep_old: bool = False
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF"], ...] = ()
 
@@ -101,6 +107,11 @@ class Config(_Section):
         if a.vf == b.vf:
             raise ValueError(f"slots.a.vf and slots.b.vf are the same ({a.vf}): each slot needs a VF of its own")
         return self
+
+    def run_policy(self) -> Policy:
+        """The part of [policy] that a plan carries with it."""
+        p = self.policy
+        return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
 
     def slot(self, name: SlotName) -> Slot:
         """The slot as the core knows it."""

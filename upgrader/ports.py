@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -159,10 +159,8 @@ class Journal(Protocol):
         """The newest runs first: heading, state, and when the last event came (CLOCK_REALTIME, ns)."""
 
 
-class Watcher(Protocol):
-    """Who is told how a run goes, after the journal has it: a terminal, a log. Must not hold the run up."""
-
-    def __call__(self, view: RunView, event: Event) -> None: ...
+#: Who is told how a run goes, after the journal has it. Must not hold the run up.
+Watcher = Callable[[RunView, Event], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 from upgrader.adapters.clock import SystemClock
 from upgrader.adapters.host_resources import HostResources
+from upgrader.adapters.journal import SqliteJournal
 from upgrader.adapters.libvirt_qmp import LibvirtQmp
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.tc_u32 import TcU32
-from upgrader.config import Config
+from upgrader.config import Config, load
 from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
+from upgrader.engine.coordinator import Coordinator, Setup
 from upgrader.ports import Host, Steering
 
 
@@ -26,7 +31,26 @@ def host(config: Config) -> Host:
         resources=HostResources(),
         clock=SystemClock(),
         ready_timeout_s=config.policy.ready_timeout_s,
+        vni_key=config.host.vni_external_id,
     )
+
+
+def setup(config: Config) -> Setup:
+    """The host, its slots and the limits a run keeps, for the coordinator."""
+    return Setup(
+        name=socket.gethostname(),
+        host=host(config),
+        slots=slots(config),
+        accept=config.policy.accept,
+        policy=config.run_policy(),
+        adapter=config.nic.adapter,
+    )
+
+
+def coordinator(path: Path) -> tuple[Coordinator, SqliteJournal]:
+    """The coordinator of this host; it reads its configuration anew for each plan. It has not claimed the journal yet."""
+    journal = SqliteJournal(load(path).host.journal)
+    return Coordinator(lambda: setup(load(path)), journal), journal
 
 
 def slots(config: Config) -> dict[SlotName, Slot]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.sim.facts import vm_port
-from upgrader.sim.host import SimSteering, make
 from upgrader.adapters import gate
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core.errors import HostError
 from upgrader.core.model import SlotName
 from upgrader.ports import Steering
+from upgrader.sim.facts import vm_port
+from upgrader.sim.host import SimSteering, make
 
 pytestmark = pytest.mark.integration
 

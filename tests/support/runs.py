@@ -8,9 +8,9 @@ from pathlib import Path
 
 from upgrader.core.journal import RunView
 from upgrader.core.model import SlotName
-from upgrader.core.plan import Policy
+from upgrader.core.plan import Plan, Policy
 from upgrader.engine.control import Control
-from upgrader.engine.coordinator import Coordinator, Setup
+from upgrader.engine.coordinator import Coordinator, Setup, make_plan
 from upgrader.engine.run import Engine
 from upgrader.sim.host import World, make
 from upgrader.sim.journal import SimJournal
@@ -36,8 +36,11 @@ class SimRun:
         self.control = Control()
         return self.coordinator.start()
 
+    def plan(self, restore: SlotName | None = None) -> Plan:
+        return make_plan(self.setup, restore, self.setup.policy)[1]
+
     def begin(self) -> Engine:
-        return self.coordinator.begin(self.coordinator.plan()[1], self.control, watch)
+        return self.coordinator.begin(self.plan(), self.control, watch)
 
     def resume(self) -> Engine:
         return self.coordinator.resume(self.control, watch)

@@ -44,13 +44,26 @@ def test_killed_anywhere_and_taken_up_again(tmp_path: Path, way: str) -> None:
             settled(run.world, "a")
             continue
         if view.state in UNFINISHED:
-            view = (run.resume().forward() if way == "resume" else run.rollback().back())
+            view = run.resume().forward() if way == "resume" else run.rollback().back()
         assert view.state in (RunState.DONE, RunState.RESTORED), (name, report(view))
         if way == "resume":
             assert view.state is RunState.DONE, name
         settled(run.world, "b" if view.state is RunState.DONE else "a")
         ended += 1
     assert ended > 60
+
+
+def test_a_rollback_that_comes_too_late_finishes_the_run(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: Killed() if run.world.pids["a"] is None else None
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    run.again()
+    told = report(run.rollback().back())
+    assert (told.outcome, told.reason) == ("done", "ROLLBACK_TOO_LATE")
+    assert "upgrade --host" in (told.next or "")
+    settled(run.world, "b")
 
 
 def test_killed_while_it_goes_back_and_taken_up_again(tmp_path: Path) -> None:
@@ -128,7 +141,9 @@ def test_abort(tmp_path: Path, request_: Request, state: str, owners: dict[str, 
 
 def test_a_request_is_heard_while_the_canary_is_watched_and_while_it_soaks(tmp_path: Path) -> None:
     for number, at in enumerate(("switch vm0", "close_window b")):
-        run = sim_run(tmp_path / str(number), policy=Policy(soak_s=1e9, canary_check_s=1e9 if at == "switch vm0" else 0))
+        run = sim_run(
+            tmp_path / str(number), policy=Policy(soak_s=1e9, canary_check_s=1e9 if at == "switch vm0" else 0)
+        )
         run.world.fault = lambda name, count, at=at, run=run: run.control.ask(Request.BACK) if name == at else None
         assert run.begin().forward().state is RunState.RESTORED
         settled(run.world, "a")
@@ -184,7 +199,7 @@ def test_without_a_kept_switch_there_is_nothing_to_roll_back(tmp_path: Path) -> 
 
 def test_a_stale_plan_is_refused(tmp_path: Path) -> None:
     run = sim_run(tmp_path)
-    plan = run.coordinator.plan()[1]
+    plan = run.plan()
     run.world.vms["vm7"] = vm_interface(7)
     run.world.pids["a"] = 4711
     with pytest.raises(BlockedError) as error:
@@ -197,12 +212,12 @@ def test_traffic_does_not_make_a_plan_stale(tmp_path: Path) -> None:
     from dataclasses import replace
 
     run = sim_run(tmp_path)
-    plan = run.coordinator.plan()[1]
+    plan = run.plan()
     for domain, vm in run.world.vms.items():
         assert vm.ownership is not None
         rings = tuple(replace(r, avail_idx=r.avail_idx + 100) for r in vm.ownership.rings)
         run.world.vms[domain] = replace(vm, ownership=replace(vm.ownership, rings=rings))
-    assert run.coordinator.plan()[1].id == plan.id
+    assert run.plan().id == plan.id
 
 
 def test_no_run_begins_while_another_is_half_way(tmp_path: Path) -> None:
@@ -221,7 +236,7 @@ def test_a_restore_takes_a_run_over_that_stopped_half_way(tmp_path: Path) -> Non
     run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "switch vm1" else None
     run.begin().forward()
     disarm(run)
-    plan = run.coordinator.plan(restore="a")[1]
+    plan = run.plan("a")
     assert run.coordinator.begin(plan, run.control, lambda view, event: None).forward().state is RunState.DONE
     settled(run.world, "a")
     first = run.journal.view(1)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from upgrader.core.findings import Severity, find
+from upgrader.core.model import Bridge, HostFacts, HugepagePool, Interface, OrphanInterface
 from upgrader.sim.facts import (
     PID,
     host_facts,
@@ -15,8 +17,6 @@ from upgrader.sim.facts import (
     switch_facts,
     vm_port,
 )
-from upgrader.core.findings import Severity, find
-from upgrader.core.model import Bridge, HostFacts, HugepagePool, Interface, OrphanInterface
 
 
 def codes(facts: HostFacts, severity: Severity = Severity.BLOCKING) -> list[str]:

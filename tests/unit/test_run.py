@@ -9,9 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upgrader.sim.facts import vm_interface
-from upgrader.sim.host import World, is_ours, make, refused
-from upgrader.sim.journal import SimJournal
+from tests.support.runs import Killed, settled
 from upgrader.core import plan as planning
 from upgrader.core.errors import HostError
 from upgrader.core.journal import Event, EventKind, RunView
@@ -20,10 +18,13 @@ from upgrader.core.model import HostFacts, Slot, SlotName
 from upgrader.core.plan import Plan, StepKind
 from upgrader.core.report import RunReport
 from upgrader.core.report import report as report_of
-from upgrader.engine.facts import gather
 from upgrader.engine.control import Control, Request
+from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
+from upgrader.sim.facts import vm_interface
+from upgrader.sim.host import World, is_ours, make, refused
+from upgrader.sim.journal import SimJournal
 
 Made = tuple[World, Host, dict[SlotName, Slot]]
 
@@ -37,7 +38,9 @@ def upgrade_plan(made: Made) -> Plan:
     return planning.upgrade(look(made), made[1].steering.capabilities())
 
 
-def new_run(made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None) -> Engine:
+def new_run(
+    made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None
+) -> Engine:
     _, host, slots = made
     journal = SimJournal()
     journal.claim()
@@ -52,22 +55,6 @@ def carry_out(
 
 def restore_plan(made: Made, slot: SlotName) -> Plan:
     return planning.restore(look(made), made[1].steering.capabilities(), slot)
-
-
-def settled(world: World, slot: SlotName) -> None:
-    """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run."""
-    assert set(world.owners().values()) == {slot}
-    assert world.steady == (slot,)
-    assert world.rules == {}
-    assert world.unreached() == []
-    assert world.trouble == []
-    assert world.pids["b" if slot == "a" else "a"] is None
-    assert world.listeners == set()
-    for bridge in world.switch.bridges:
-        assert world.flows[slot, bridge.name], f"slot {slot} forwards nothing on {bridge.name}"
-    for domain, vm in world.vms.items():
-        own = vm.ownership.owner if vm.ownership else ""
-        assert {c for d, c in world.chardevs if d == domain} <= {own}, "a second connection was left behind"
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -188,23 +175,6 @@ def test_a_retirement_that_cannot_be_finished_needs_a_person_and_resumes(tmp_pat
     world.fault = lambda name, count: None
     assert run.forward().state == "done"
     settled(world, "b")
-
-
-def test_a_rollback_that_comes_too_late_finishes_the_run(tmp_path: Path) -> None:
-    made = make(tmp_path)
-    world = made[0]
-    run = new_run(made, upgrade_plan(made))
-    world.fault = lambda name, count: Killed() if name.startswith("redirect") and world.pids["a"] is None else None
-    with pytest.raises(Killed):
-        run.forward()
-    world.fault = lambda name, count: None
-    report = report_of(run.back())
-    assert (report.outcome, report.reason) == ("done", "ROLLBACK_TOO_LATE")
-    settled(world, "b")
-
-
-class Killed(BaseException):
-    """SIGKILL of the coordinator: nothing of it runs any more, no undo."""
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -93,7 +93,12 @@ class SqliteJournal:
             self._require_ours(db)
             cursor = db.execute(
                 "INSERT INTO run (heading, plan, state, changed_at_ns) VALUES (?, ?, ?, ?)",
-                (json.dumps(asdict(heading(0, plan, at_ns, self._generation))), plan_to_json(plan), str(RunState.PAUSED), at_ns),
+                (
+                    json.dumps(asdict(heading(0, plan, at_ns, self._generation))),
+                    plan_to_json(plan),
+                    str(RunState.PAUSED),
+                    at_ns,
+                ),
             )
             run_id = int(cursor.lastrowid or 0)
         return begin(heading(run_id, plan, at_ns, self._generation))
@@ -127,14 +132,17 @@ class SqliteJournal:
         rows = self._rows("SELECT id, heading, state, changed_at_ns FROM run ORDER BY id DESC LIMIT ?", limit)
         return tuple((_read_heading(id_, text), RunState(state), at_ns) for id_, text, state, at_ns in rows)
 
+    def tail(self, run_id: int, after: int) -> tuple[Event, ...]:
+        """The run's events beyond the first `after`."""
+        rows = self._rows(
+            "SELECT kind, at_ns, step, data FROM event WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after
+        )
+        return tuple(Event(EventKind(kind), at_ns, step, json.loads(data)) for kind, at_ns, step, data in rows)
+
     def _view(self, row: tuple[int, str]) -> RunView:
         run_id, text = row
-        events = self._rows("SELECT kind, at_ns, step, data FROM event WHERE run_id = ? ORDER BY seq", run_id)
         try:
-            return fold(
-                _read_heading(run_id, text),
-                (Event(EventKind(kind), at_ns, step, json.loads(data)) for kind, at_ns, step, data in events),
-            )
+            return fold(_read_heading(run_id, text), self.tail(run_id, 0))
         except (ValueError, KeyError, IndexError) as error:
             raise self._error(f"run {run_id} does not add up: {error}") from error
 
@@ -209,12 +217,13 @@ def _read_heading(run_id: int, text: str) -> Heading:
 
 def plan_to_json(plan: Plan) -> str:
     """The whole plan, to be read back by `plan_from_json`."""
-    return _plans().dump_json(plan).decode()
+    return str(_plans().dump_json(plan), encoding="utf-8")
 
 
 def plan_from_json(text: str) -> Plan:
     """Raises ValueError where the text is no plan."""
-    return _plans().validate_json(text)
+    plan: Plan = _plans().validate_json(text)
+    return plan
 
 
 def _plans() -> Any:

@@ -16,6 +16,7 @@ class Exit(IntEnum):
     OPERATOR = 5  # failed, a person is needed
     STOPPED = 6  # paused or aborted on request
     LOCKED = 7  # another run holds the host
+    CHANGES = 10  # plan --detailed-exitcode: there is something to do
 
 
 class UpgradeError(Exception):

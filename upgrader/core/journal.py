@@ -238,7 +238,9 @@ def recorded(view: RunView) -> Recorded:
         VmState.MOVING: None,
         VmState.MOVING_BACK: None,
     }
-    done = {line.kind for line, step in zip(view.heading.steps, view.steps, strict=True) if step.state is StepState.DONE}
+    done = {
+        line.kind for line, step in zip(view.heading.steps, view.steps, strict=True) if step.state is StepState.DONE
+    }
     if "close-window" in done:
         steering: tuple[SlotName, ...] = (target,)
     else:

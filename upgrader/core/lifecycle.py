@@ -31,9 +31,7 @@ class RunState(StrEnum):
 
 
 #: Half-way: the host is not as a finished run leaves it, and no other run may begin.
-UNFINISHED = frozenset(
-    {RunState.RUNNING, RunState.PAUSED, RunState.HALTED, RunState.UNDOING, RunState.OPERATOR_NEEDED}
-)
+UNFINISHED = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.HALTED, RunState.UNDOING, RunState.OPERATOR_NEEDED})
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     # over budget, policy `stay`, or the coordinator died: halted. A step behind which there is no way back: operator

@@ -29,6 +29,7 @@ class StepKind(StrEnum):
 
 
 OnFailure = Literal["back", "stay", "ask"]
+ON_FAILURE: tuple[OnFailure, ...] = ("back", "stay", "ask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def upgrade(
     facts: HostFacts,
     capabilities: SteeringCapabilities,
     accept: tuple[str, ...] = (),
-    policy: Policy = Policy(),  # noqa: B008 - frozen
+    policy: Policy = Policy(),
 ) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
@@ -109,7 +110,7 @@ def restore(
     capabilities: SteeringCapabilities,
     slot: SlotName,
     accept: tuple[str, ...] = (),
-    policy: Policy = Policy(),  # noqa: B008 - frozen
+    policy: Policy = Policy(),
 ) -> Plan:
     """Both slots run since a run was cut off: bring every VM to `slot`, whose switch runs, and retire the other."""
     # being half-way is what this plan is for

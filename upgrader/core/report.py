@@ -136,26 +136,28 @@ _WORDS = {
 def _what_next(view: RunView) -> tuple[str | None, str | None]:
     """What state the host is in, and what to type next."""
     source, target = view.heading.source, view.heading.target
-    if view.state is RunState.DONE:
-        if view.reason == "ROLLBACK_TOO_LATE":
-            return f"slot {target} serves every VM", "upgrade --host localhost   (it goes back to the other slot)"
+    if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
         return None, None
-    if view.state is RunState.RESTORED:
-        return (
+    on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
+    return {
+        RunState.DONE: (
+            f"slot {target} serves every VM",
+            "upgrade --host localhost   (it goes back to the other slot)",
+        ),
+        RunState.RESTORED: (
             f"everything was undone: slot {source} serves every VM as before",
             "upgrade --host localhost   (when the cause is mended)",
-        )
-    if view.state in (RunState.RUNNING, RunState.UNDOING):
-        return "every VM is served by the switch that owns its rings", "upgrade status --watch"
-    if view.state is RunState.SUPERSEDED:
-        return "as a later run left it", "upgrade history"
-    if view.state is RunState.OPERATOR_NEEDED:
-        return (
-            f"half-way between slot {source} and slot {target}, both kept; `upgrade status` says who serves each VM",
-            "upgrade resume   (on to the new slot), or: upgrade rollback   (back to the old one)",
-        )
-    where = "every VM is served" if view.state is RunState.PAUSED else "every VM is served, some by each switch"
-    return where, "upgrade resume   (on), or: upgrade rollback   (back)"
+        ),
+        RunState.RUNNING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
+        RunState.UNDOING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
+        RunState.PAUSED: ("every VM is served", on_or_back),
+        RunState.HALTED: ("every VM is served, some by each switch", on_or_back),
+        RunState.OPERATOR_NEEDED: (
+            f"half-way between slot {source} and slot {target}; what still runs of both is kept",
+            f"upgrade --host localhost --dry-run   (it says who serves each VM), then: {on_or_back}",
+        ),
+        RunState.SUPERSEDED: ("as a later run left it", "upgrade history"),
+    }[view.state]
 
 
 def detail(data: Mapping[str, object]) -> str:

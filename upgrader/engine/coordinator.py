@@ -59,22 +59,6 @@ class Coordinator:
         self._journal.append(view.heading.run_id, event)
         return settled
 
-    def facts(self) -> HostFacts:
-        setup = self._setup()
-        return gather(
-            setup.name, dict(setup.slots), setup.host, vni_key=setup.host.vni_key, adapter=setup.adapter
-        )
-
-    def plan(self, *, restore: SlotName | None = None, policy: Policy | None = None) -> tuple[HostFacts, Plan]:
-        """What a run would do now. Reads only."""
-        setup = self._setup()
-        facts = gather(setup.name, dict(setup.slots), setup.host, vni_key=setup.host.vni_key, adapter=setup.adapter)
-        capabilities = setup.host.steering.capabilities()
-        wanted = policy or setup.policy
-        if restore:
-            return facts, planning.restore(facts, capabilities, restore, setup.accept, wanted)
-        return facts, planning.upgrade(facts, capabilities, setup.accept, wanted)
-
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
         if plan.blocking:
@@ -95,7 +79,7 @@ class Coordinator:
                 next="upgrade resume   (on), or: upgrade rollback   (back)",
             )
         restore = None if _starts(plan) else plan.target
-        now = self.plan(restore=restore, policy=plan.policy)[1]
+        now = make_plan(self._setup(), restore, plan.policy)[1]
         if now.id != plan.id:
             raise BlockedError(
                 "PLAN_STALE",
@@ -166,6 +150,16 @@ class Coordinator:
         event = Event(EventKind.STATE, at_ns, None, {"to": str(RunState.SUPERSEDED), "reason": "RESTORE"})
         view.apply(event)
         self._journal.append(view.heading.run_id, event)
+
+
+def make_plan(setup: Setup, restore: SlotName | None, policy: Policy) -> tuple[HostFacts, Plan]:
+    """What a run would do now. Reads the host, changes nothing."""
+    host = setup.host
+    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter)
+    capabilities = host.steering.capabilities()
+    if restore:
+        return facts, planning.restore(facts, capabilities, restore, setup.accept, policy)
+    return facts, planning.upgrade(facts, capabilities, setup.accept, policy)
 
 
 def _starts(plan: Plan) -> bool:

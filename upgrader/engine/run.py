@@ -52,7 +52,7 @@ class Engine:
         slots: Mapping[SlotName, Slot],
         journal: Journal,
         control: Control,
-        watch: Watcher = lambda view, event: None,
+        watch: Watcher,
     ) -> None:
         self.view = view
         self._plan = plan
@@ -155,9 +155,7 @@ class Engine:
             states.setdefault(step.kind, []).append(seen.state)
         now = phase(states)
         source, target = self._context.source, self._context.target
-        who = dead(
-            source_runs=self._context.pid(source) is not None, target_runs=self._context.pid(target) is not None
-        )
+        who = dead(source_runs=self._context.pid(source) is not None, target_runs=self._context.pid(target) is not None)
         return now, decide(now, who)
 
     def _give_way(self, failure: _Failure, decision: Decision) -> RunView:

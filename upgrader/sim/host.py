@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
 from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
@@ -33,6 +32,7 @@ from upgrader.core.model import (
     VmPort,
 )
 from upgrader.ports import Host
+from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
 
 
 def refused(what: str) -> HostError:
