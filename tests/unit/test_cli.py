@@ -113,7 +113,7 @@ def test_what_a_person_sees_of_plan_and_report(tmp_path: Path, capsys: pytest.Ca
         "blackout 0.71 ms",
         "(over budget)",
         "halted: run 1, 1 VM ports moved a -> b",
-        "error: OVER_BUDGET",
+        "why:   OVER_BUDGET",
         "next:  upgrade resume",
         "rings: 1 at slot a, 1 at slot b; steering: a+b; control plane: a",
     ):

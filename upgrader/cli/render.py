@@ -170,7 +170,7 @@ def _show_vms(console: Console, vms: Mapping[str, VmState]) -> None:
 
 
 def _show_next(console: Console, report: RunReport) -> None:
-    for word, text in (("error:", report.error), ("state:", report.state), ("next: ", report.next)):
+    for word, text in (("why:  ", report.error), ("state:", report.state), ("next: ", report.next)):
         if text:
             console.print(f"  {word} {escape(text)}", soft_wrap=True)
 
