@@ -85,7 +85,7 @@ class LabHost:
         """Carry out a plan's steps up to and including the last of one kind, as a coordinator that is then cut off."""
         plan = planning.upgrade(self.facts(), self.host.steering.capabilities())
         assert plan.blocking == ()
-        context = Context(self.host, plan, self.slots[plan.source], self.slots[plan.target], 20_000)
+        context = Context(self.host, plan, self.slots[plan.source], self.slots[plan.target])
         end = max(i for i, s in enumerate(plan.steps) if s.kind is last)
         for step in plan.steps[: end + 1]:
             kind = STEPS[step.kind]
