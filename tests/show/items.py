@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from upgrader.adapters import gate
 
@@ -56,6 +59,7 @@ def tested(file: str, *names: str, timeout_s: float = 1800, env: Mapping[str, st
 
 def show(about: str | None, parts: Mapping[str, Callable[[], Iterator[Item]]]) -> int:
     """Run the parts that the command line names, or all, print an item a line; 1 where one does not hold."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="what to show (default: everything)")
     chosen = parser.parse_args().parts or list(parts)

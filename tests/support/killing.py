@@ -65,7 +65,7 @@ class Running:
         def there() -> bool:
             view = self.view()
             if view is None:
-                return False
+                return self.process.poll() is not None
             places = [i for i, line in enumerate(view.heading.steps) if line.kind == step]
             seen = any(e.kind is kind and e.step == places[nth] for e in view.events)
             return seen or self.process.poll() is not None

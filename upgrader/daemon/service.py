@@ -50,7 +50,7 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
                 if beat_s:
                     notify("WATCHDOG=1")
-                if linger and server.idle_s > LINGER_S:
+                if linger and server.close_if_idle(LINGER_S):
                     break
         finally:
             notify("STOPPING=1")
