@@ -12,23 +12,26 @@ from upgrader.adapters.libvirt_qmp import LibvirtQmp
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
+from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.adapters.tc_u32 import TcU32
+from upgrader.adapters.well_known import WellKnownDirectory
 from upgrader.config import Config, load
 from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
 from upgrader.engine.coordinator import Coordinator, Setup
-from upgrader.ports import Host, Steering
+from upgrader.ports import Host, Processes, Steering, WellKnown
 
 
 def host(config: Config) -> Host:
     """The real host, as the configuration describes it."""
     return Host(
-        processes=SlotProcesses(),
+        processes=processes(config),
         database=Ovsdb(),
         openflow=Ofctl(),
         hypervisor=LibvirtQmp(config.host.libvirt_uri),
         steering=steering(config),
         resources=HostResources(),
+        well_known=well_known(config),
         clock=SystemClock(),
         ready_timeout_s=config.policy.ready_timeout_s,
         vni_key=config.host.vni_external_id,
@@ -55,6 +58,15 @@ def coordinator(path: Path) -> tuple[Coordinator, SqliteJournal]:
 
 def slots(config: Config) -> dict[SlotName, Slot]:
     return {name: config.slot(name) for name in SLOTS}
+
+
+def processes(config: Config) -> Processes:
+    """How the slots' daemons are run."""
+    return SlotSystemd() if config.host.supervisor == "systemd" else SlotProcesses()
+
+
+def well_known(config: Config) -> WellKnown:
+    return WellKnownDirectory(config.host.well_known, slots(config), config.adopted())
 
 
 def steering(config: Config) -> Steering:

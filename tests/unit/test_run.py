@@ -446,6 +446,7 @@ def test_plan_order(tmp_path: Path) -> None:
         StepKind.CATCH_UP,
         StepKind.CLOSE_WINDOW,
         StepKind.SOAK,
+        StepKind.PROMOTE,
         StepKind.RETIRE,
     ]
 

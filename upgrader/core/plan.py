@@ -25,6 +25,7 @@ class StepKind(StrEnum):
     CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
     SOAK = "soak"
+    PROMOTE = "promote"
     RETIRE = "retire"
 
 
@@ -174,6 +175,7 @@ def _plan(
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
     if policy.soak_s and start:
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
+    steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
     if not policy.keep_old:
         steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
     strategy, loses = _strategy(capabilities)
