@@ -206,11 +206,17 @@ def _second_name(path: Path, name: Path) -> None:
 
 def _listener(path: Path) -> int | None:
     """Pid of the process that listens on a unix stream socket (unix(7), SO_PEERCRED); None where none does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(_CONNECT_S)
-        try:
-            client.connect(str(path))
-        except OSError:
-            return None
-        pid: int = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        return pid
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)  # an address has 107 bytes, a path may have more
+    except OSError:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(_CONNECT_S)
+            client.connect(f"/proc/self/fd/{folder}/{path.name}")
+            pid: int = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return pid
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
