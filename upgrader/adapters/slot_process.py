@@ -17,6 +17,7 @@ from upgrader.adapters.slot_control import (
     require_started,
     slot_env,
 )
+from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import Slot
 
 __all__ = ["SlotProcesses", "live_pid", "slot_env"]
@@ -54,28 +55,37 @@ class SlotProcesses(SlotControl):
         No monitor process (its fork would hide a crash) and no core of guest memory (it delays the hang-up by which
         QEMU learns of a crash by seconds).
         """
-        gate.run(
-            [
-                "nice",
-                "-n",
-                str(NICE - os.nice(0)),
-                "prlimit",
-                "--core=0:0",
-                f"--nofile={_descriptors()}",
-                "--",
-                str(slot.prefix / "sbin/ovs-vswitchd"),
-                f"unix:{slot.db_socket}",
-                f"--pidfile={slot.vswitchd_pidfile}",
-                f"--unixctl={slot.vswitchd_ctl}",
-                f"--log-file={slot.rundir / 'ovs-vswitchd.log'}",
-                "-vconsole:off",
-                "--detach",
-                "--no-chdir",
-            ],
-            netns=slot.netns,
-            env=slot_env(slot),
-            timeout_s=timeout_s,
-        )
+        try:
+            gate.run(
+                [
+                    "nice",
+                    "-n",
+                    str(NICE - os.nice(0)),
+                    "prlimit",
+                    "--core=0:0",
+                    f"--nofile={_descriptors()}",
+                    "--",
+                    str(slot.prefix / "sbin/ovs-vswitchd"),
+                    f"unix:{slot.db_socket}",
+                    f"--pidfile={slot.vswitchd_pidfile}",
+                    f"--unixctl={slot.vswitchd_ctl}",
+                    f"--log-file={slot.rundir / 'ovs-vswitchd.log'}",
+                    "-vconsole:off",
+                    "--detach",
+                    "--no-chdir",
+                ],
+                netns=slot.netns,
+                env=slot_env(slot),
+                timeout_s=timeout_s,
+            )
+        except CommandError as error:
+            self.kill_switch(slot)  # it may have left our session already, and would come up unasked later
+            raise HostError(
+                "SLOT_START_FAILED",
+                f"ovs-vswitchd of slot {slot.name} did not start: {error.reason}",
+                state=f"slot {slot.name} is down, the other slot was not touched",
+                next=f"tail {slot.rundir / 'ovs-vswitchd.log'}",
+            ) from error
         return require_started(slot, SWITCH)
 
     def start_at_boot(self, slot: Slot) -> None:
