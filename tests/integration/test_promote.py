@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import simhost
 from tests.support.ovs_clients import MARK, Hammer, IdlClient, Tools
 from tests.support.slots import PREFIX, SlotFactory, ofctl, vsctl
 from upgrader.adapters import gate
@@ -25,6 +24,7 @@ from upgrader.core.errors import HostError, StepError
 from upgrader.core.model import Slot
 from upgrader.core.plan import PlannedStep, StepKind
 from upgrader.engine.facts import gather
+from upgrader.sim import host as simhost
 from upgrader.steps import STEPS, Context
 
 pytestmark = pytest.mark.integration
