@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
 from upgrader.engine.coordinator import Coordinator, Setup
 from upgrader.ports import Host, Processes, Steering, WellKnown
+
+_SUPERVISOR_VARIABLE = "OVS_UPGRADE_SUPERVISOR"  # set by ovs-upgraded.service
 
 
 def host(config: Config) -> Host:
@@ -61,7 +64,16 @@ def slots(config: Config) -> dict[SlotName, Slot]:
 
 
 def processes(config: Config) -> Processes:
-    """How the slots' daemons are run."""
+    """How the slots' daemons are run. Raises UsageError where our own unit says that it must be otherwise."""
+    chosen, must = config.host.supervisor, os.environ.get(_SUPERVISOR_VARIABLE)
+    if must and must != chosen:
+        raise UsageError(
+            "SUPERVISOR_NOT_AS_UNIT",
+            f'host.supervisor is "{chosen}", but the unit that started this coordinator wants "{must}": '
+            "a switch that is its child would live in its sandbox",
+            state="nothing was changed",
+            next=f'set host.supervisor = "{must}" in the configuration, then: systemctl restart ovs-upgraded',
+        )
     return SlotSystemd() if config.host.supervisor == "systemd" else SlotProcesses()
 
 

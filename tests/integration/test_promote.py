@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,27 +68,46 @@ def mark(slot: Slot, names: WellKnownDirectory) -> None:
 
 def start_in(directory: Path, slot: Slot) -> None:
     """Start a switch in the well-known directory itself, with the names and the monitor process of ovs-ctl(8)."""
+    env = new_database(directory)
+    for program, arguments in daemons(directory).items():
+        gate.run([str(PREFIX / "sbin" / program), *arguments], netns=slot.netns, env=env)
+
+
+def new_database(directory: Path) -> dict[str, str]:
+    """An empty database there; returns the environment that points OVS programs to the directory."""
     directory.mkdir()
-    env = {f"OVS_{n}": str(directory) for n in ("RUNDIR", "DBDIR", "LOGDIR", "SYSCONFDIR")}
     schema = PREFIX / "share/openvswitch/vswitch.ovsschema"
     gate.run([str(PREFIX / "bin/ovsdb-tool"), "create", str(directory / "conf.db"), str(schema)])
+    return {f"OVS_{n}": str(directory) for n in ("RUNDIR", "DBDIR", "LOGDIR", "SYSCONFDIR")}
+
+
+def daemons(directory: Path) -> dict[str, list[str]]:
+    """Both programs and their arguments, in the order of their start."""
     common = ["-vconsole:off", "--no-chdir", "--log-file", "--detach", "--monitor"]
-    for program, arguments in (
-        ("ovsdb-server", [str(directory / "conf.db"), f"--remote=punix:{directory / 'db.sock'}"]),
-        ("ovs-vswitchd", [f"unix:{directory / 'db.sock'}"]),
-    ):
-        pidfile = f"--pidfile={directory / program}.pid"
-        gate.run([str(PREFIX / "sbin" / program), *arguments, pidfile, *common], netns=slot.netns, env=env)
+    remote = f"unix:{directory / 'db.sock'}"
+    return {
+        "ovsdb-server": [
+            str(directory / "conf.db"),
+            f"--remote=p{remote}",
+            f"--pidfile={directory}/ovsdb-server.pid",
+            *common,
+        ],
+        "ovs-vswitchd": [remote, f"--pidfile={directory}/ovs-vswitchd.pid", *common],
+    }
+
+
+Starter = Callable[[Path, Slot], None]
 
 
 @contextmanager
-def setup(folder: Path, *, adopted: bool) -> Iterator[Setup]:
+def setup(folder: Path, *, adopted: bool, start: Starter = start_in) -> Iterator[Setup]:
+    """`start` brings up the switch that is adopted."""
     directory = folder / "run"
     with SlotFactory(folder) as factory:
         a, b = factory.make("a"), factory.start("b")
         if adopted:
             a = factory.redirect(a, directory / "slot-a")
-            start_in(directory, a)
+            start(directory, a)
         else:
             SlotProcesses().start_database(a)
             SlotProcesses().start_switch(a)

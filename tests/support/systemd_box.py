@@ -1,6 +1,6 @@
 """A real systemd for tests: the machine's own binary as PID 1 of namespaces of its own, gone without a trace.
 
-It sees this machine's files, but knows no unit of it and has its own /run, /etc and control group, so that nothing of
+It sees this machine's files, but knows no unit of it and has its own /run, /etc, /var and control group, so that nothing of
 the machine is started, stopped or changed. Tests run inside, by `run`: pids are those of the box.
 """
 
@@ -33,8 +33,11 @@ set -e
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
-mkdir -p /run/etc/upper /run/etc/work /run/cgroup
-mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc
+for folder in etc var; do
+  mkdir -p /run/box/$folder/upper /run/box/$folder/work
+  mount -t overlay overlay -o lowerdir=/$folder,upperdir=/run/box/$folder/upper,workdir=/run/box/$folder/work /$folder
+done
+mkdir /run/cgroup
 for folder in /etc/systemd/system /usr/lib/systemd/system /usr/lib/systemd/system-generators; do
   mkdir -p $folder; mount -t tmpfs tmpfs $folder
 done

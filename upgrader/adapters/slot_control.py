@@ -22,16 +22,6 @@ SWITCH, DATABASE = "ovs-vswitchd", "ovsdb-server"
 
 _STOP_S = 10.0  # a daemon may take for its exit,
 _KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
-_UNITS = Path("/run/systemd/system")  # units of the running system, gone with it; there only where systemd is in charge
-_LEAVE_ALONE = """\
-# Written by ovs-hot-upgrade, gone with the next boot. The unit's stop command would go by the pid file, which by now
-# is that of another switch; and the switch that ended here must not come back.
-[Service]
-ExecStop=
-ExecStopPost=
-Restart=no
-SuccessExitStatus=SIGKILL
-"""
 
 
 def slot_env(slot: Slot) -> dict[str, str]:
@@ -184,39 +174,12 @@ def _stop(slot: Slot, pidfile: Path, program: str) -> None:
     if pid is None:
         return
     if not started_with(pid, f"--pidfile={pidfile}"):
-        if unit := _unit_of(pid):
-            _leave_alone(unit)
         _end(pid, 0.0)
         return
     ctl = control_socket(slot, program)
     argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
     gate.run(argv, env=slot_env(slot), check=False)
     _end(pid, _STOP_S)
-
-
-def _unit_of(pid: int) -> str | None:
-    """The systemd service a process belongs to, None where it is in none or systemd is not in charge (cgroups(7))."""
-    if not _UNITS.is_dir():
-        return None
-    try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    paths = [line.split(":", 2)[2] for line in groups if line.startswith("0::") or ":name=systemd:" in line]
-    units = [Path(p).name for p in paths]
-    return next((u for u in units if u.endswith(".service")), None)
-
-
-def _leave_alone(unit: str) -> None:
-    """Keep systemd from running a service's stop command, and from starting it again, when its process ends.
-
-    systemd runs ExecStop= also for a service that ended by itself (systemd.service(5)). That of a distribution's
-    ovs-vswitchd.service is `ovs-ctl stop`, which ends whatever the well-known pid file names: the new switch.
-    """
-    folder = _UNITS / f"{unit}.d"
-    folder.mkdir(exist_ok=True)
-    (folder / "90-hot-upgrade.conf").write_text(_LEAVE_ALONE)
-    gate.run(["systemctl", "daemon-reload"])
 
 
 def _end(pid: int, grace_s: float) -> None:

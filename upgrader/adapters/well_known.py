@@ -16,6 +16,7 @@ from pathlib import Path
 
 from upgrader.adapters import gate
 from upgrader.adapters.slot_control import DATABASE, SWITCH, control_socket, live_pid, slot_env, started_with
+from upgrader.adapters.systemd_unit import give_back, leave_alone, unit_of
 from upgrader.core.errors import HostError
 from upgrader.core.model import Slot, SlotName
 
@@ -80,11 +81,16 @@ class WellKnownDirectory:
                 next="set host.well_known in the configuration to the directory that the switch of this host may have",
             )
         links = self._links(slot, bridges)
+        units = self._units_of_adopted()
+        if name != self._adopted:
+            leave_alone(units)  # before the names change: from then on its commands would hit the other switch
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o755)
         for entry, target in links.items():
             self._link(entry, target)
         for path in self._stale(set(links)):
             path.unlink(missing_ok=True)
+        if name == self._adopted:
+            give_back(units)
 
     def drop_clients(self, slot: SlotName) -> bool:
         """Make the clients of the slot's database connect anew, by the well-known name; returns whether it was done.
@@ -146,6 +152,13 @@ class WellKnownDirectory:
         new.unlink(missing_ok=True)
         new.symlink_to(to)
         new.replace(path)
+
+    def _units_of_adopted(self) -> set[str]:
+        """Services of a distribution that hold the adopted switch's daemons."""
+        if self._adopted is None:
+            return set()
+        pids = [live_pid(path, program) for path, program in _pidfiles(self._slots[self._adopted])]
+        return {unit for pid in pids if pid is not None and (unit := unit_of(pid)) is not None}
 
     def _stale(self, wanted: set[str]) -> list[Path]:
         """Links into a slot that are not wanted, and what an adopted switch that has ended left."""
