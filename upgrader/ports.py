@@ -136,6 +136,9 @@ class WellKnown(Protocol):
     def adopt(self) -> None:
         """Make a switch that runs under the well-known names themselves reachable by its slot's as well. Idempotent."""
 
+    def mend(self) -> SlotName | None:
+        """Follow bridges and pids of the slot that has the names; where none has, and one runs, it gets them."""
+
     def current(self) -> SlotName | None:
         """The slot the names lead to; None where that is not one slot."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from upgrader.adapters.slot_control import live_pid
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.well_known import WellKnownDirectory
 from upgrader.core import plan as planning
-from upgrader.core.errors import HostError, StepError
+from upgrader.core.errors import CommandError, HostError, StepError
 from upgrader.core.model import Slot
 from upgrader.core.plan import PlannedStep, StepKind
 from upgrader.engine.facts import gather
@@ -250,6 +251,48 @@ def test_half_a_promotion_is_told_as_such_and_taken_back_or_finished(tmp_path: P
         it.carry_out(StepKind.PROMOTE)
         assert it.tools.slots() == {"b"}
         assert not (it.directory / f"ovs-vswitchd.{live_pid(a.vswitchd_pidfile, 'ovs-vswitchd')}.ctl").is_symlink()
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_names_follow_bridges_restarts_and_boots(tmp_path: Path, adopted: bool) -> None:
+    """Nothing to do is nothing done; what changed since is mended."""
+    with setup(tmp_path, adopted=adopted) as it:
+        names, b = it.context.host.well_known, it.context.target
+        assert names.mend() == "a"
+        assert (it.directory / "db.sock").is_symlink() is not adopted, "before its first upgrade it is left as it is"
+        it.carry_out(StepKind.PROMOTE)
+        before = {p.name: p.lstat().st_mtime_ns for p in it.directory.iterdir()}
+        assert names.mend() == "b"
+        assert {p.name: p.lstat().st_mtime_ns for p in it.directory.iterdir()} == before
+
+        it.tools.run("ovs-vsctl", "add-br", "br-new", "--", "set", "bridge", "br-new", "datapath_type=netdev")
+        with pytest.raises(CommandError):
+            it.tools.run("ovs-ofctl", "show", "br-new")
+        assert names.mend() == "b"
+        assert "br-new" in it.tools.run("ovs-ofctl", "show", "br-new")
+        it.tools.run("ovs-vsctl", "del-br", "br-new")
+        names.mend()
+        assert not (it.directory / "br-new.mgmt").is_symlink()
+
+        it.carry_out(StepKind.RETIRE)
+        SlotProcesses().stop_switch(b)
+        assert names.mend() is None, "a switch that is down is given no names"
+        SlotProcesses().start_switch(b)
+        assert names.mend() == "b"
+        assert it.tools.run("ovs-appctl", "version").startswith("ovs-vswitchd")
+
+        if not adopted:
+            shutil.rmtree(it.directory)  # /run after a boot
+            assert names.current() is None
+            assert names.mend() == "b"
+            assert it.control() == "b"
+
+
+def test_with_both_running_nobody_is_given_names_that_lead_nowhere(tmp_path: Path) -> None:
+    with setup(tmp_path, adopted=False) as it:
+        shutil.rmtree(it.directory)
+        assert it.context.host.well_known.mend() is None
+        assert not it.directory.exists()
 
 
 def test_names_that_lead_elsewhere_are_found_out(tmp_path: Path) -> None:

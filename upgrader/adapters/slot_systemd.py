@@ -11,7 +11,7 @@ from pathlib import Path
 from upgrader.adapters import gate
 from upgrader.adapters.slot_control import DATABASE, SWITCH, SlotControl, prepare_database, require_started, slot_env
 from upgrader.core.errors import CommandError, HostError
-from upgrader.core.model import Slot, other_slot
+from upgrader.core.model import Slot, SlotName, other_slot
 
 ENVIRONMENT = Path("/etc/ovs-upgrade/slots")  # EnvironmentFile= of both units
 _STOP_S = 150.0  # the unit's time for an exit, and the kernel's for the memory
@@ -45,8 +45,12 @@ class SlotSystemd(SlotControl):
         super().stop_switch(slot)
 
     def start_at_boot(self, slot: Slot) -> None:
-        """Enable this slot's units and disable the other's."""
-        for name, verb in ((slot.name, "enable"), (other_slot(slot.name), "disable")):
+        """Enable this slot's units and disable the other's.
+
+        Units that have no environment never ran: an adopted switch is started at boot by whoever started it before.
+        """
+        wanted = [(slot.name, "enable")] if _environment(slot.name).exists() else []
+        for name, verb in [*wanted, (other_slot(slot.name), "disable")]:
             _systemctl("--quiet", verb, f"ovs-slot-db@{name}.service", f"ovs-slot@{name}.service")
 
 
@@ -77,6 +81,10 @@ def _systemctl(*arguments: str, timeout_s: float = 30.0, check: bool = True) -> 
     gate.run(["systemctl", *arguments], timeout_s=timeout_s, check=check)
 
 
+def _environment(slot: SlotName) -> Path:
+    return ENVIRONMENT / f"{slot}.env"
+
+
 def _write_environment(slot: Slot) -> None:
     """The slot's variables in the syntax of EnvironmentFile= (systemd.exec(5)), by rename, for root's eyes only."""
     variables = {
@@ -85,7 +93,7 @@ def _write_environment(slot: Slot) -> None:
         "SLOT_NETNS": f"/run/netns/{slot.netns}" if slot.netns else "/proc/1/ns/net",
     }
     lines = [f"{key}={_quoted(key, value)}" for key, value in sorted(variables.items())]
-    path = ENVIRONMENT / f"{slot.name}.env"
+    path = _environment(slot.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         new = path.with_suffix(".new")

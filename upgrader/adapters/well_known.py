@@ -54,6 +54,23 @@ class WellKnownDirectory:
             for path in own:
                 _second_name(path, folder / path.name)
 
+    def mend(self) -> SlotName | None:
+        """Bring the names in line with the slot that has them: bridges come and go, a restarted daemon has another pid.
+
+        After a boot there are none: then they go to the slot that runs, where only one does. Returns the slot, None
+        where nothing was done. Cheap enough to be said every second; not while a run may change the names.
+        """
+        self.adopt()
+        running = [n for n, s in self._slots.items() if all(live_pid(p, program) for p, program in _pidfiles(s))]
+        current = self.current()
+        name = current if current in running else running[0] if len(running) == 1 and self._is_free() else None
+        if name is None or self.problem():
+            return None
+        if name == self._adopted and not (self._directory / "db.sock").is_symlink():
+            return name  # never promoted yet: its own files are the names
+        self.point_to(name, [p.stem for p in sorted(self._slots[name].rundir.glob("*.mgmt"))])
+        return name
+
     def current(self) -> SlotName | None:
         """The slot both of whose daemons the names lead to; None where there is none, or they lead to different ones."""
         found = {self._leads_to("db.sock"), self._leads_to(f"{SWITCH}.pid")}
@@ -184,6 +201,10 @@ class WellKnownDirectory:
         if self._adopted and _same(path, self._slots[self._adopted].rundir / entry):
             return self._adopted
         return None
+
+    def _is_free(self) -> bool:
+        """Whether the names lead nowhere: not to a slot, and to nobody's daemon."""
+        return not any(self._leads_to(name) for name in ("db.sock", f"{SWITCH}.pid"))
 
     def _bridge_sockets(self) -> list[Path]:
         found = [p for kind in ("mgmt", "snoop") for p in self._directory.glob(f"*.{kind}")]

@@ -359,6 +359,9 @@ class SimWellKnown:
     def adopt(self) -> None:
         pass
 
+    def mend(self) -> SlotName | None:
+        return self._w.control
+
     def current(self) -> SlotName | None:
         return self._w.control
 
