@@ -52,6 +52,12 @@ class NicConfig(_Section):
 
 
 class HostConfig(_Section):
+    """What of the host is not a slot's.
+
+    supervisor  how a slot's daemons are run: plain processes, or units (upgrader/systemd/)
+    well_known  directory in which tools and clients look for the switch; its names follow the active slot
+    """
+
     libvirt_uri: str = "qemu:///system"
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
@@ -60,6 +66,8 @@ class HostConfig(_Section):
     lock: Path = Path("/run/ovs-upgrade.lock")
     journal: Path = Path("/var/lib/ovs-upgrade/journal.db")
     socket: Path = Path("/run/ovs-upgrade.sock")
+    supervisor: Literal["process", "systemd"] = "process"
+    well_known: Path = Path("/run/openvswitch")
 
 
 class PolicyConfig(_Section):
@@ -91,13 +99,13 @@ class Config(_Section):
         if set(self.slots) != {"a", "b"}:
             raise ValueError("both [slots.a] and [slots.b] must be there")
         a, b = self.slots["a"], self.slots["b"]
-        for name, slot in self.slots.items():
-            if len(str(slot.rundir)) > _LONGEST_RUNDIR:
+        for name in self.slots:
+            if len(str(self.rundir(name))) > _LONGEST_RUNDIR:
                 raise ValueError(
                     f"slots.{name}.rundir is longer than {_LONGEST_RUNDIR} characters: a unix socket in it needs the "
                     "rest of the 107 a path may have"
                 )
-        if a.rundir == b.rundir:
+        if a.rundir == b.rundir or self.rundir("a") == self.rundir("b"):
             raise ValueError(f"slots.a.rundir and slots.b.rundir are the same ({a.rundir}): two switches would collide")
         if a.netns == b.netns:
             raise ValueError(
@@ -113,13 +121,22 @@ class Config(_Section):
         p = self.policy
         return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
 
+    def adopted(self) -> SlotName | None:
+        """The slot whose switch was started in the well-known directory itself, as a distribution does it."""
+        return next((n for n, s in self.slots.items() if s.rundir == self.host.well_known), None)
+
+    def rundir(self, name: SlotName) -> Path:
+        """Where the slot is reached, whoever has the well-known names: an adopted one in a folder of that directory."""
+        configured = self.slots[name].rundir
+        return configured / f"slot-{name}" if name == self.adopted() else configured
+
     def slot(self, name: SlotName) -> Slot:
         """The slot as the core knows it."""
         c = self.slots[name]
         return Slot(
             name=name,
             prefix=c.prefix,
-            rundir=c.rundir,
+            rundir=self.rundir(name),
             netns=c.netns,
             vf=c.vf,
             representor=c.representor,

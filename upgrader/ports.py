@@ -42,6 +42,8 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
+    def start_at_boot(self, slot: Slot) -> None:
+        """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
 
 
 class Database(Protocol):
@@ -128,6 +130,31 @@ class Resources(Protocol):
         """Give the target's netdevs (bridge LOCAL ports) the addresses, state and routes of the source's."""
 
 
+class WellKnown(Protocol):
+    """The names by which tools and clients reach the switch without being told where it is: the control plane."""
+
+    def adopt(self) -> None:
+        """Make a switch that runs under the well-known names themselves reachable by its slot's as well. Idempotent."""
+
+    def mend(self) -> SlotName | None:
+        """Follow bridges and pids of the slot that has the names; where none has, and one runs, it gets them."""
+
+    def current(self) -> SlotName | None:
+        """The slot the names lead to; None where that is not one slot."""
+
+    def problem(self) -> str | None:
+        """Why no slot may be given the names; None where one may."""
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        """Make every name lead to that slot. Idempotent; raises HostError where a switch that is neither's has them."""
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        """Make clients of the slot's database connect anew by the names; False where they follow when it ends."""
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        """Pid that answers each name: ``ovs-vswitchd``, ``ovsdb-server``, ``db.sock``, ``<bridge>.mgmt``."""
+
+
 class Clock(Protocol):
     """Time, so that a test can give it."""
 
@@ -173,6 +200,7 @@ class Host:
     hypervisor: Hypervisor
     steering: Steering
     resources: Resources
+    well_known: WellKnown
     clock: Clock
     ready_timeout_s: float
     vni_key: str = "vni"  # of Interface.external_ids

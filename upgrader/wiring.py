@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -12,23 +13,28 @@ from upgrader.adapters.libvirt_qmp import LibvirtQmp
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
+from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.adapters.tc_u32 import TcU32
+from upgrader.adapters.well_known import WellKnownDirectory
 from upgrader.config import Config, load
 from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
 from upgrader.engine.coordinator import Coordinator, Setup
-from upgrader.ports import Host, Steering
+from upgrader.ports import Host, Processes, Steering, WellKnown
+
+_SUPERVISOR_VARIABLE = "OVS_UPGRADE_SUPERVISOR"  # set by ovs-upgraded.service
 
 
 def host(config: Config) -> Host:
     """The real host, as the configuration describes it."""
     return Host(
-        processes=SlotProcesses(),
+        processes=processes(config),
         database=Ovsdb(),
         openflow=Ofctl(),
         hypervisor=LibvirtQmp(config.host.libvirt_uri),
         steering=steering(config),
         resources=HostResources(),
+        well_known=well_known(config),
         clock=SystemClock(),
         ready_timeout_s=config.policy.ready_timeout_s,
         vni_key=config.host.vni_external_id,
@@ -55,6 +61,24 @@ def coordinator(path: Path) -> tuple[Coordinator, SqliteJournal]:
 
 def slots(config: Config) -> dict[SlotName, Slot]:
     return {name: config.slot(name) for name in SLOTS}
+
+
+def processes(config: Config) -> Processes:
+    """How the slots' daemons are run. Raises UsageError where our own unit says that it must be otherwise."""
+    chosen, must = config.host.supervisor, os.environ.get(_SUPERVISOR_VARIABLE)
+    if must and must != chosen:
+        raise UsageError(
+            "SUPERVISOR_NOT_AS_UNIT",
+            f'host.supervisor is "{chosen}", but the unit that started this coordinator wants "{must}": '
+            "a switch that is its child would live in its sandbox",
+            state="nothing was changed",
+            next=f'set host.supervisor = "{must}" in the configuration, then: systemctl restart ovs-upgraded',
+        )
+    return SlotSystemd() if config.host.supervisor == "systemd" else SlotProcesses()
+
+
+def well_known(config: Config) -> WellKnown:
+    return WellKnownDirectory(config.host.well_known, slots(config), config.adopted())
 
 
 def steering(config: Config) -> Steering:

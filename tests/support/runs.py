@@ -66,6 +66,7 @@ def settled(world: World, slot: SlotName, *, kept: bool = False) -> None:
     """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run but a kept switch."""
     assert set(world.owners().values()) <= {slot}
     assert world.steady == (slot,)
+    assert world.control == slot
     assert world.rules == {}
     assert world.unreached() == []
     assert world.trouble == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
@@ -37,6 +38,12 @@ class SlotFactory:
         SlotProcesses().start_database(slot)
         SlotProcesses().start_switch(slot)
         return slot
+
+    def redirect(self, slot: Slot, rundir: Path) -> Slot:
+        """The same slot in another folder, from then on the one that is taken down."""
+        moved = replace(slot, rundir=rundir)
+        self._slots[self._slots.index(slot)] = moved
+        return moved
 
     def make(self, name: str) -> Slot:
         netns = f"t{os.getpid()}-{name}"

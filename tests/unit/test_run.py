@@ -370,6 +370,35 @@ def test_the_old_switch_dies_before_the_vms_are_attached(tmp_path: Path) -> None
     assert world.pids["b"] is not None
 
 
+@pytest.mark.parametrize("at", ["point_to b", "start_at_boot b", "drop_clients a"])
+@pytest.mark.parametrize(("dead", "outcome", "left"), [("a", "done", "b"), ("b", "restored", "a")])
+def test_a_switch_that_dies_while_the_names_change(
+    tmp_path: Path, at: str, dead: SlotName, outcome: str, left: SlotName
+) -> None:
+    """The names end up with the one that lives and serves the VMs."""
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == at and world.pids[dead] is not None and not died:
+            died.append(name)
+            world.die(dead)
+
+    died: list[str] = []
+    world.fault = die
+    report = carry_out(made, plan)
+    assert died == [at]
+    assert report.outcome == outcome, report.error
+    settled(world, left)
+
+
+def test_names_that_somebody_else_has_block_the_run(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made[1].well_known.problem = lambda: "ovs-vswitchd (pid 5) runs there"  # type: ignore[method-assign]
+    assert [f.code for f in upgrade_plan(made).blocking] == ["WELL_KNOWN_TAKEN"]
+
+
 def test_a_missed_deadline_is_tried_again(tmp_path: Path) -> None:
     made = make(tmp_path)
     world = made[0]
@@ -445,6 +474,7 @@ def test_plan_order(tmp_path: Path) -> None:
         StepKind.MOVE_VM,
         StepKind.CATCH_UP,
         StepKind.CLOSE_WINDOW,
+        StepKind.PROMOTE,
         StepKind.SOAK,
         StepKind.RETIRE,
     ]

@@ -279,7 +279,11 @@ class OrphanInterface:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Everything a plan stands on, read once, nothing changed."""
+    """Everything a plan stands on, read once, nothing changed.
+
+    control          slot that tools and clients reach by the well-known names, None where that is not one slot
+    control_problem  why no slot may be given those names, None where one may
+    """
 
     host: str
     slots: tuple[SlotFacts, SlotFacts]
@@ -289,6 +293,8 @@ class HostFacts:
     hugepages: tuple[HugepagePool, ...]
     steering_adapter: str
     steering_problem: str | None = None
+    control: SlotName | None = None
+    control_problem: str | None = None
 
     def slot(self, name: SlotName) -> SlotFacts:
         return self.slots[SLOTS.index(name)]

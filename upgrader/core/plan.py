@@ -25,6 +25,7 @@ class StepKind(StrEnum):
     CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
     SOAK = "soak"
+    PROMOTE = "promote"
     RETIRE = "retire"
 
 
@@ -172,6 +173,7 @@ def _plan(
     steps += _moves(to_move, source, target)
     steps.append(PlannedStep(StepKind.CATCH_UP, f"VMs that came meanwhile: {source} -> {target}"))
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
+    steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
     if policy.soak_s and start:
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
     if not policy.keep_old:

@@ -53,6 +53,7 @@ class World:
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
+    control: SlotName | None = "a"
     dual: bool = True
     next_pid: int = 5000
     dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
@@ -168,6 +169,9 @@ class SimProcesses:
     def kill_switch(self, slot: Slot) -> None:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
+
+    def start_at_boot(self, slot: Slot) -> None:
+        self._w.call(f"start_at_boot {slot.name}")
 
 
 class SimDatabase:
@@ -348,6 +352,40 @@ class SimResources:
         self._w.call("copy_addresses")
 
 
+class SimWellKnown:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def adopt(self) -> None:
+        pass
+
+    def mend(self) -> SlotName | None:
+        return self._w.control
+
+    def current(self) -> SlotName | None:
+        return self._w.control
+
+    def problem(self) -> str | None:
+        return None
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        self._w.call(f"point_to {name}")
+        if self._w.pids[name] is None:
+            raise refused(f"slot {name} is down")
+        self._w.control = name
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        self._w.call(f"drop_clients {slot}")
+        return True
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        self._w.look("who_answers")
+        pid = self._w.pids[self._w.control] if self._w.control else None
+        database = pid + 1 if pid else None
+        names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
+        return names | {f"{b}.mgmt": pid for b in bridges}
+
+
 class SimClock:
     """Time goes on only by sleeping."""
 
@@ -383,6 +421,7 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
         hypervisor=SimHypervisor(world),
         steering=SimSteering(world),
         resources=SimResources(world),
+        well_known=SimWellKnown(world),
         clock=SimClock(world),
         ready_timeout_s=5.0,
     )

@@ -7,6 +7,7 @@ from upgrader.steps.catch_up import CatchUp
 from upgrader.steps.close_window import CloseWindow
 from upgrader.steps.move_vm import MoveVm
 from upgrader.steps.open_window import OpenWindow
+from upgrader.steps.promote import Promote
 from upgrader.steps.replicate import Compare, Replicate
 from upgrader.steps.retire import Retire
 from upgrader.steps.soak import Soak
@@ -22,6 +23,7 @@ STEPS: dict[StepKind, Step] = {
     StepKind.CATCH_UP: CatchUp(),
     StepKind.CLOSE_WINDOW: CloseWindow(),
     StepKind.SOAK: Soak(),
+    StepKind.PROMOTE: Promote(),
     StepKind.RETIRE: Retire(),
 }
 
