@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Literal, cast
 
 from upgrader.adapters import gate
+from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses, slot_env
 from upgrader.core.model import Slot
 
@@ -35,6 +36,14 @@ class SlotFactory:
         """A slot `a` or `b` that runs."""
         slot = self.make(name)
         SlotProcesses().start_database(slot)
+        SlotProcesses().start_switch(slot)
+        return slot
+
+    def start_standby(self, name: str, source: Slot) -> Slot:
+        """A slot that stands by for another, as the step start-standby makes it."""
+        slot = self.make(name)
+        SlotProcesses().start_database(slot)
+        Ovsdb().sync(source, slot, (), applied=False)
         SlotProcesses().start_switch(slot)
         return slot
 

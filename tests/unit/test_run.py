@@ -48,6 +48,7 @@ def settled(world: World, slot: SlotName) -> None:
     assert set(world.owners().values()) == {slot}
     assert world.steady == (slot,)
     assert world.rules == {}
+    assert world.in_control == slot
     assert world.unreached() == []
     assert world.trouble == []
     assert world.pids["b" if slot == "a" else "a"] is None
@@ -120,7 +121,8 @@ def count_calls(tmp: Path, vms: int) -> int:
 
 
 def retire_begins(calls: list[str]) -> int:
-    return calls.index("set_fail_modes b") + 1
+    """Number of the first call after the last of move-control, which copies once more, the other way."""
+    return len(calls) - calls[::-1].index("sync_learned") + 1
 
 
 def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, int], BaseException | None]:
@@ -441,12 +443,14 @@ def test_plan_order(tmp_path: Path) -> None:
     assert kinds == [
         StepKind.START_STANDBY,
         StepKind.REPLICATE,
+        StepKind.PROVE,
         StepKind.ATTACH_STANDBY,
         StepKind.ATTACH_STANDBY,
         StepKind.OPEN_WINDOW,
         StepKind.MOVE_VM,
         StepKind.MOVE_VM,
         StepKind.CLOSE_WINDOW,
+        StepKind.MOVE_CONTROL,
         StepKind.RETIRE,
     ]
 

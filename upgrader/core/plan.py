@@ -16,11 +16,13 @@ class StepKind(StrEnum):
 
     START_STANDBY = "start-standby"
     REPLICATE = "replicate"
+    PROVE = "prove"
     COMPARE = "compare"
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
     CLOSE_WINDOW = "close-window"
+    MOVE_CONTROL = "move-control"
     RETIRE = "retire"
 
 
@@ -119,9 +121,10 @@ def _plan(
         steps.append(
             PlannedStep(
                 StepKind.REPLICATE,
-                f"copy OpenFlow state and neighbours from {source} to {target}, and compare",
+                f"copy ports, OpenFlow state and what was learned from {source} to {target}",
             )
         )
+        steps.append(PlannedStep(StepKind.PROVE, f"prove that {target} forwards as {source} does"))
     elif to_move:
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
@@ -129,6 +132,7 @@ def _plan(
         steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
     steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
+    steps.append(PlannedStep(StepKind.MOVE_CONTROL, f"controllers and managers to {target}"))
     steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
     strategy, loses = _strategy(capabilities)
     content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))

@@ -4,20 +4,24 @@ from upgrader.core.plan import StepKind
 from upgrader.steps.attach_standby import AttachStandby
 from upgrader.steps.base import Context, Data, Step
 from upgrader.steps.close_window import CloseWindow
+from upgrader.steps.move_control import MoveControl
 from upgrader.steps.move_vm import MoveVm
 from upgrader.steps.open_window import OpenWindow
-from upgrader.steps.replicate import Compare, Replicate
+from upgrader.steps.prove import Compare, Prove
+from upgrader.steps.replicate import Replicate
 from upgrader.steps.retire import Retire
 from upgrader.steps.start_standby import StartStandby
 
 STEPS: dict[StepKind, Step] = {
     StepKind.START_STANDBY: StartStandby(),
     StepKind.REPLICATE: Replicate(),
+    StepKind.PROVE: Prove(),
     StepKind.COMPARE: Compare(),
     StepKind.ATTACH_STANDBY: AttachStandby(),
     StepKind.OPEN_WINDOW: OpenWindow(),
     StepKind.MOVE_VM: MoveVm(),
     StepKind.CLOSE_WINDOW: CloseWindow(),
+    StepKind.MOVE_CONTROL: MoveControl(),
     StepKind.RETIRE: Retire(),
 }
 

@@ -15,6 +15,7 @@ from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.open_window import require_rules
+from upgrader.steps.replication import keep_up
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class MoveVm:
         port = port_of(step)
         now = context.host.hypervisor.ownership(port)
         if now is not None and not owned_by(now, context.target_pid()):
+            keep_up(context)
             _require_ready(context, port, context.target, now)
 
     def do(self, context: Context, step: PlannedStep) -> Data:

@@ -31,9 +31,6 @@ class Retire:
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target
-        if host.processes.status(source).ovsdb_pid is not None:
-            modes = {b.name: b.fail_mode for b in host.database.read(source).bridges}
-            host.database.set_fail_modes(target, modes)
         for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
             # libvirt's own socket stays attached, without a peer: a switch that is restarted may come back on it
