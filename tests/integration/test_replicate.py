@@ -178,7 +178,7 @@ def app(*command: str) -> Callable[[Slot], object]:
         (app("tnl/neigh/set", "br-int", NEIGHBOUR[0], "02:00:00:00:00:99"), "neighbour", NEIGHBOUR[0]),
         (app("tnl/neigh/flush"), "neighbour", NEIGHBOUR[0]),
         (app("ovs/route/del", "192.0.2.0/24"), "route", "192.0.2.0/24"),
-        (app("ovs/route/add", "198.51.100.0/24", "br-int"), "route", "198.51.100.0/24"),
+        (app("ovs/route/add", "198.51.100.0/24", "br-int", "10.9.0.7"), "route", "198.51.100.0/24"),
     ],
 )
 def test_any_change_to_the_standby_is_found_and_named(

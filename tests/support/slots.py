@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,9 @@ from upgrader.adapters.slot_process import SlotProcesses, slot_env
 from upgrader.core.model import Slot
 
 PREFIX = Path(__file__).resolve().parents[2] / "build/stack/ovs"
+
+
+_NUMBERS = itertools.count()  # several factories may be in use at a time
 
 
 class SlotFactory:
@@ -48,7 +52,7 @@ class SlotFactory:
         return slot
 
     def make(self, name: str) -> Slot:
-        netns = f"t{os.getpid()}-{name}"
+        netns = f"t{os.getpid()}-{next(_NUMBERS)}{name}"
         slot = Slot(
             name=cast("Literal['a', 'b']", name),
             prefix=PREFIX,

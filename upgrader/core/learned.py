@@ -13,6 +13,7 @@ _ROUTE = re.compile(r"^(User|Cached): (\S+)(?: MARK (\d+))? dev (\S+)(.*)$", re.
 _ENTRY = re.compile(r"^\s*(\S+)\s+(\d+)\s+((?:[0-9a-f]{2}:){5}[0-9a-f]{2})\s+(\S+)\s*$", re.M)
 # what is another number in each process and says nothing of where a packet goes
 _NUMBERS = re.compile(r"\b(recirc\(0x|meter\(|pid=)[0-9a-f]+")
+_NO_ADDRESSES = "eth(src=00:00:00:00:00:00,dst=00:00:00:00:00:00)"
 _UNICAST_TEST = "02:00:00:00:88:b5"
 _EXPERIMENTAL = "88b5"  # EtherType for local experiments (IEEE 802)
 
@@ -48,9 +49,12 @@ def neighbours(shown: str) -> dict[tuple[str, str], str]:
 
 
 def routes(shown: str, netdevs: Collection[str]) -> tuple[Route, ...]:
-    """Routes over these netdevs, of `ovs/route/show`; others of the namespace concern no bridge."""
+    """Routes over these netdevs, of `ovs/route/show`; others of the namespace concern no bridge.
+
+    Link-local ones (RFC 4291) come and go with the kernel's own addresses, and lead to no VTEP.
+    """
     found = [Route(k == "User", p, m or None, d, rest.strip()) for k, p, m, d, rest in _ROUTE.findall(shown)]
-    return tuple(r for r in found if r.netdev in netdevs)
+    return tuple(r for r in found if r.netdev in netdevs and not r.prefix.startswith("fe80:"))
 
 
 def addresses(shown: str) -> frozenset[Address]:
@@ -117,6 +121,8 @@ def busiest(shown: str, limit: int) -> tuple[Megaflow, ...]:
     for line in shown.splitlines():
         match, _, rest = line.strip().partition(", packets:")
         if rest and match.startswith("recirc_id(0)"):
+            if "eth(" not in match:  # no table looked at the addresses; a trace without any is one of a bare IP packet
+                match = match.replace("eth_type(", f"{_NO_ADDRESSES},eth_type(", 1)
             found[match] = found.get(match, 0) + int(rest.partition(",")[0])  # one of each PMD
     ranked = sorted(found.items(), key=lambda f: (-f[1], f[0]))
     return tuple(Megaflow(match, packets) for match, packets in ranked[:limit])
