@@ -62,9 +62,11 @@ def is_parked(tables: Tables) -> bool:
 
 
 def parked(source: Tables, target: Tables) -> Tables:
-    """`target` with the source's control kept in it, not exerted; as it is where the source has none."""
+    """`target` with the source's control kept in it, not exerted; as it is where the source has none to tell of."""
     if not in_control(source):
-        return target
+        # a hand-over that was cut off half-way, on its way back: who handed it over has no note of it any more
+        cut = is_parked(source) and _note(target) == _HANDED_OVER
+        return _noted(target, _note(source)) if cut else target
     kept = {
         "managers": _rows(source, MANAGER),
         "controllers": _rows(source, CONTROLLER),
