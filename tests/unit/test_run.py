@@ -467,6 +467,7 @@ def test_plan_order(tmp_path: Path) -> None:
     assert kinds == [
         StepKind.START_STANDBY,
         StepKind.REPLICATE,
+        StepKind.PROVE,
         StepKind.ATTACH_STANDBY,
         StepKind.ATTACH_STANDBY,
         StepKind.OPEN_WINDOW,
@@ -474,6 +475,7 @@ def test_plan_order(tmp_path: Path) -> None:
         StepKind.MOVE_VM,
         StepKind.CATCH_UP,
         StepKind.CLOSE_WINDOW,
+        StepKind.MOVE_CONTROL,
         StepKind.PROMOTE,
         StepKind.SOAK,
         StepKind.RETIRE,

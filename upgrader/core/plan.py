@@ -18,14 +18,16 @@ class StepKind(StrEnum):
 
     START_STANDBY = "start-standby"
     REPLICATE = "replicate"
+    PROVE = "prove"
     COMPARE = "compare"
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
     CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
-    SOAK = "soak"
+    MOVE_CONTROL = "move-control"
     PROMOTE = "promote"
+    SOAK = "soak"
     RETIRE = "retire"
 
 
@@ -162,9 +164,10 @@ def _plan(
         steps.append(
             PlannedStep(
                 StepKind.REPLICATE,
-                f"copy OpenFlow state and neighbours from {source} to {target}, and compare",
+                f"copy ports, OpenFlow state and what was learned from {source} to {target}",
             )
         )
+        steps.append(PlannedStep(StepKind.PROVE, f"prove that {target} forwards as {source} does"))
     elif to_move:
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
@@ -173,6 +176,7 @@ def _plan(
     steps += _moves(to_move, source, target)
     steps.append(PlannedStep(StepKind.CATCH_UP, f"VMs that came meanwhile: {source} -> {target}"))
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
+    steps.append(PlannedStep(StepKind.MOVE_CONTROL, f"controllers and managers to {target}"))
     steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
     if policy.soak_s and start:
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))

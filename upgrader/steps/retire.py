@@ -27,9 +27,6 @@ class Retire:
         """
         host, source, target = context.host, context.source, context.target
         moves = bring_late(context)
-        if host.processes.status(source).ovsdb_pid is not None:
-            modes = {b.name: b.fail_mode for b in host.database.read(source).bridges}
-            host.database.set_fail_modes(target, modes)
         _require_idle(context)
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         for port in context.plan.all_ports:
