@@ -55,7 +55,9 @@ def setup(config: Config) -> Setup:
 
 def coordinator(path: Path) -> tuple[Coordinator, SqliteJournal]:
     """The coordinator of this host; it reads its configuration anew for each plan. It has not claimed the journal yet."""
-    journal = SqliteJournal(load(path).host.journal)
+    config = load(path)
+    processes(config)  # a unit that wants another supervisor is refused here, and not in the middle of a plan
+    journal = SqliteJournal(config.host.journal)
     return Coordinator(lambda: setup(load(path)), journal), journal
 
 

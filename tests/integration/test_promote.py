@@ -24,15 +24,18 @@ from upgrader.core import plan as planning
 from upgrader.core.errors import CommandError, HostError, StepError
 from upgrader.core.model import Slot
 from upgrader.core.plan import PlannedStep, StepKind
+from upgrader.daemon.server import Runner
+from upgrader.engine.coordinator import Coordinator, Setup
 from upgrader.engine.facts import gather
 from upgrader.sim import host as simhost
+from upgrader.sim.journal import SimJournal
 from upgrader.steps import STEPS, Context
 
 pytestmark = pytest.mark.integration
 
 
 @dataclass
-class Setup:
+class Scene:
     """Two real switches without VMs, the directory of names, and a run from a to b that has come to its promotion."""
 
     context: Context
@@ -101,7 +104,7 @@ Starter = Callable[[Path, Slot], None]
 
 
 @contextmanager
-def setup(folder: Path, *, adopted: bool, start: Starter = start_in) -> Iterator[Setup]:
+def setup(folder: Path, *, adopted: bool, start: Starter = start_in) -> Iterator[Scene]:
     """`start` brings up the switch that is adopted."""
     directory = folder / "run"
     with SlotFactory(folder) as factory:
@@ -125,7 +128,7 @@ def setup(folder: Path, *, adopted: bool, start: Starter = start_in) -> Iterator
         facts = gather("h1", {"a": a, "b": b}, host, vni_key="vni", adapter="sim")
         assert (facts.active, facts.control, facts.control_problem) == ("a", "a", None)
         plan = planning.upgrade(facts, host.steering.capabilities())
-        yield Setup(Context(host, plan, a, b, 20_000), directory)
+        yield Scene(Context(host, plan, a, b, 20_000), directory)
 
 
 def unreachable_links(directory: Path) -> list[str]:
@@ -284,8 +287,10 @@ def test_names_follow_bridges_restarts_and_boots(tmp_path: Path, adopted: bool) 
         if not adopted:
             shutil.rmtree(it.directory)  # /run after a boot
             assert names.current() is None
-            assert names.mend() == "b"
+            settled = Setup("h1", it.context.host, {"a": it.context.source, "b": b}, (), it.context.plan.policy, "sim")
+            Runner(Coordinator(lambda: settled, SimJournal())).keep()  # as the daemon does
             assert it.control() == "b"
+            assert it.tools.slot_by_database() == "b"
 
 
 def test_with_both_running_nobody_is_given_names_that_lead_nowhere(tmp_path: Path) -> None:

@@ -128,6 +128,16 @@ def test_a_strangers_names_and_a_file_in_the_place_of_the_directory(fakes: Fakes
         assert raised.value.code == "WELL_KNOWN_TAKEN"
 
 
+def test_a_name_that_cannot_be_changed_is_named(fakes: Fakes) -> None:
+    directory = fakes.folder / "run"
+    fakes.start(fakes.slots["a"].rundir)
+    (directory / "db.sock/in-the-way").mkdir(parents=True)
+    with pytest.raises(HostError) as raised:
+        WellKnownDirectory(directory, fakes.slots).point_to("a", ["br0"])
+    assert raised.value.code == "NAMES_NOT_CHANGED"
+    assert "db.sock" in raised.value.what
+
+
 def test_names_that_a_dead_switch_left_are_free(fakes: Fakes) -> None:
     directory = fakes.folder / "run"
     directory.mkdir()

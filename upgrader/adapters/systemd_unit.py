@@ -39,7 +39,8 @@ def unit_of(pid: int) -> str | None:
     unit = next((n for p in paths if (n := Path(p).name).endswith(".service")), None)
     if unit is None:
         return None
-    main = gate.run(["systemctl", "show", "--property=MainPID", "--value", unit], check=False).stdout.strip()
+    show = ["systemctl", "show", "--property=MainPID", "--value", unit]
+    main = gate.run(show, check=False, timeout_s=5).stdout.strip()
     return unit if main in (str(pid), str(parent)) else None
 
 

@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from upgrader.adapters import gate
@@ -48,11 +49,11 @@ class WellKnownDirectory:
             pidfile = self._directory / f"{program}.pid"
             if pidfile.is_symlink() or (pid := live_pid(pidfile, program)) is None:
                 continue
-            _second_name(pidfile, folder / pidfile.name)
-            _second_name(self._directory / f"{program}.{pid}.ctl", folder / f"{program}.ctl")
             own = [self._directory / "db.sock"] if program == DATABASE else self._bridge_sockets()
-            for path in own:
-                _second_name(path, folder / path.name)
+            with _explained(self._directory):
+                _second_name(self._directory / f"{program}.{pid}.ctl", folder / f"{program}.ctl")
+                for path in (pidfile, *own):
+                    _second_name(path, folder / path.name)
 
     def mend(self) -> SlotName | None:
         """Bring the names in line with the slot that has them: bridges come and go, a restarted daemon has another pid.
@@ -101,11 +102,12 @@ class WellKnownDirectory:
         units = self._units_of_adopted()
         if name != self._adopted:
             leave_alone(units)  # before the names change: from then on its commands would hit the other switch
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-        for entry, target in links.items():
-            self._link(entry, target)
-        for path in self._stale(set(links)):
-            path.unlink(missing_ok=True)
+        with _explained(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+            for entry, target in links.items():
+                self._link(entry, target)
+            for path in self._stale(set(links)):
+                path.unlink(missing_ok=True)
         if name == self._adopted:
             give_back(units)
 
@@ -209,6 +211,19 @@ class WellKnownDirectory:
     def _bridge_sockets(self) -> list[Path]:
         found = [p for kind in ("mgmt", "snoop") for p in self._directory.glob(f"*.{kind}")]
         return [p for p in found if not p.is_symlink() and p.is_socket()]
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            "NAMES_NOT_CHANGED",
+            f"a name in {directory} could not be changed: {error.strerror} ({error.filename2 or error.filename})",
+            state="both switches run; the names lead to one of them, or some to either",
+            next=f"ls -la {directory}",
+        ) from error
 
 
 def _pidfiles(slot: Slot) -> Iterator[tuple[Path, str]]:

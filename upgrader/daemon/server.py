@@ -82,6 +82,15 @@ class Runner:
             self._control.ask(request)
             return self._now()
 
+    def keep(self) -> None:
+        """Keep right what has to be between runs; nothing while one is on, and none begins meanwhile."""
+        with self._lock:
+            if not self.busy:
+                try:
+                    self._coordinator.keep()
+                except UpgradeError as error:
+                    log.warning("could not be kept right", error=str(error))
+
     def join(self, timeout_s: float | None = None) -> None:
         if self._thread is not None:
             self._thread.join(timeout_s)
