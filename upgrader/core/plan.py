@@ -9,6 +9,7 @@ from enum import StrEnum
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
+from upgrader.core.steering import choose
 
 
 class StepKind(StrEnum):
@@ -40,7 +41,7 @@ class Plan:
     id         from the content: two plans with the same id do the same
     source     slot whose switch serves the VMs now, and is retired
     target     slot whose switch serves them afterwards
-    strategy   how a VM's traffic is moved: ``per-vm``, or ``per-vm-dual`` where both slots get it for the moment
+    strategy   how a VM's traffic is moved, see `core.steering.choose`
     loses      what the strategy can cost, in words for the operator
     ports      the VMs to move
     all_ports  every VM of the host, with those that are where they should be
@@ -68,7 +69,7 @@ class Plan:
 def upgrade(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = ()) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
-    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), start=True)
+    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), accept, start=True)
 
 
 def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName, accept: tuple[str, ...] = ()) -> Plan:
@@ -89,7 +90,7 @@ def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName
             ),
             *found,
         )
-    return _plan(facts, capabilities, other_slot(slot), slot, found, start=False)
+    return _plan(facts, capabilities, other_slot(slot), slot, found, (*accept, "STEERING_UNPROVEN"), start=False)
 
 
 def _plan(
@@ -98,9 +99,11 @@ def _plan(
     source: SlotName,
     target: SlotName,
     findings: tuple[Finding, ...],
+    accept: tuple[str, ...],
     *,
     start: bool,
 ) -> Plan:
+    strategy = choose(capabilities, len(facts.ports), accept)
     old, new = facts.slot(source), facts.slot(target)
     to_move = tuple(p for p in facts.ports if start or facts.serving(p) != target)
     bound: tuple[PortBinding, ...] = ()
@@ -126,12 +129,16 @@ def _plan(
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:
-        steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
+        window = "a steering rule for each VM, to the switch that serves it"
+        steps.append(
+            PlannedStep(
+                StepKind.OPEN_WINDOW, window if strategy.per_vm else "the whole port to where most VMs are served"
+            )
+        )
     steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
     steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
-    strategy, loses = _strategy(capabilities)
-    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))
+    content = repr((facts.host, source, target, old.status, new.installed_version, strategy.name, bound, steps))
     return Plan(
         id=hashlib.sha256(content.encode()).hexdigest()[:12],
         host=facts.host,
@@ -139,24 +146,11 @@ def _plan(
         target=target,
         from_version=old.running_version,
         to_version=new.installed_version,
-        strategy=strategy,
-        loses=loses,
+        strategy=strategy.name,
+        loses=strategy.loses,
         ports=to_move,
         all_ports=facts.ports,
         bindings=bound,
         steps=tuple(steps),
-        findings=findings,
-    )
-
-
-def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:
-    across = "between two VMs, what is sent while they are on different switches"
-    if capabilities.dual_delivery:
-        return (
-            "per-vm-dual",
-            f"per VM what arrives during the hand-over itself, about a millisecond; {across}",
-        )
-    return (
-        "per-vm",
-        f"per VM what arrives between the hand-over and the turn of its rule, some milliseconds; {across}",
+        findings=tuple(sorted((*strategy.findings, *findings), key=lambda f: list(Severity).index(f.severity))),
     )

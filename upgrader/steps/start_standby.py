@@ -22,6 +22,7 @@ class StartStandby:
         host.database.backup(source, image)
         host.processes.start_database(target, image)
         host.database.rehome(target, context.plan.bindings)
+        host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
         host.resources.copy_addresses(source, target, [b.name for b in facts.bridges])
