@@ -2,7 +2,8 @@
 
 Which rule depends on the driver (`core.i40e`). Rules for single VMs are not used: they miss broadcast, and the NIC does
 not hold them beside a rule for the port. Turning the rule is a delete and an add inside the driver; what arrives in
-between goes to the PF.
+between goes to the PF. A driver takes a rule before the hardware has it, and may be wrong; so where packets flow, the
+VFs' counters have to show them at the new slot, or the old rule is put back.
 
 With a `catch` (steering in software on the PF, `tc_u32`, to a port that each switch has there) nothing is lost to that
 gap. As a `detour` it serves the whole window: the NIC's rule is taken away, the overlay reaches the PF, and is steered
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
@@ -22,8 +24,11 @@ from upgrader.core.errors import HostError
 from upgrader.core.i40e import Driver, Flavour
 from upgrader.core.model import SLOTS, NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort, other_slot
 from upgrader.core.nfc import RxRule
-from upgrader.core.steering import majority
+from upgrader.core.steering import Arrival, judge, majority
 from upgrader.ports import Steering
+
+_LISTEN_S = 0.1  # whether packets come at all, before a rule is turned
+_ARRIVE_S, _POLL_S = 2.0, 0.02  # and how soon they have to come to where it points
 
 
 class VirtualFunctions(Protocol):
@@ -54,6 +59,7 @@ class Ethtool:
         catch: Steering | None = None,
         detour: bool = False,
         kernel_release: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._device = device
         self._vfs = vfs
@@ -63,6 +69,7 @@ class Ethtool:
         self._catch = catch
         self._detour = catch if detour else None
         self._kernel_release = kernel_release or platform.release()
+        self._sleep = sleep
         self._driver: tuple[Driver, Flavour] | None = None
         self._served: dict[tuple[int | None, str], SlotName] = {}
 
@@ -163,32 +170,49 @@ class Ethtool:
         before = self._ours()
         if before is not None and self._slots(before) == (slot,) and not anew:
             return
+        flows = before is not None and not hurry and self._flows()
         wanted = i40e.whole_port(flavour, self._port, self._vf[slot], self._location)
         try:
             self._device.insert(wanted)
         except OSError as error:
             self._explain(error, wanted, self._put_back(flavour, before))
-        now = self._ours()
-        if now is not None and i40e.lost_its_port(now):
-            self._device.delete(self._location)
+        now = self._at_our_place()
+        if now is None or not self._is_ours(now) or self._slots(now) != (slot,):
             raise self._error(
-                i40e.NEEDS_L4MODE.format(port=self._port),
-                state="that rule was deleted; overlay traffic goes to the PF",
-                next='rmmod i40e && modprobe i40e l4mode=0   (the PF loses its link), or nic.adapter = "tc_u32"',
-            )
-        if now is None or self._slots(now) != (slot,):
-            raise self._error(
-                f"{self._device.name} took the rule for slot {slot}, and shows {now or 'none'} in its place",
+                f"the driver of {self._device.name} took the rule for slot {slot}, and shows {now or 'none'} in its place",
                 state="overlay traffic goes where that says",
-                next=f"{self._command('-n')}",
+                next=self._command("-n"),
             )
+        if flows and (found := self._awaited(slot)) in (Arrival.SILENT, Arrival.ELSEWHERE):
+            raise self._error(
+                f"the NIC shows its rule pointing to slot {slot}, but by the VFs' counters {found}",
+                state=self._put_back(flavour, before),
+                next=f"dmesg | tail   (a rule that was queued and then failed is told there); {self._command('-n')}",
+            )
+
+    def _flows(self) -> bool:
+        """Whether VFs are being given packets at all, so that their staying away would say something."""
+        before = self.arrived()
+        self._sleep(_LISTEN_S)
+        return self.arrived() != before
+
+    def _awaited(self, slot: SlotName) -> Arrival:
+        """Where packets arrive now: a driver says yes before the hardware does, and instead of it."""
+        before = self.arrived()
+        for _ in range(int(_ARRIVE_S / _POLL_S)):
+            self._sleep(_POLL_S)
+            found = judge(slot, before, self.arrived())
+            if found in (Arrival.AS_SET, Arrival.BOTH):
+                break
+        return found
 
     def _put_back(self, flavour: Flavour, before: RxRule | None) -> str:
         """A failed insert may have deleted what was there. Returns where traffic goes now."""
         points = self._slots(before) if before else ()
         if not points:
             return "overlay traffic goes to the PF"
-        if self._ours() is None:
+        now = self._ours()
+        if now is None or self._slots(now) != points:
             try:
                 self._device.insert(i40e.whole_port(flavour, self._port, self._vf[points[0]], self._location))
             except OSError:
@@ -233,20 +257,21 @@ class Ethtool:
     def _is_ours(self, r: RxRule) -> bool:
         """Ours is what stands at our place and takes the overlay, whoever it points to: a VF that was reset has no name."""
         _, flavour = self._identify()
-        return r.location == self._location and (i40e.same_match(r, flavour, self._port) or i40e.lost_its_port(r))
+        return r.location == self._location and i40e.same_match(r, flavour, self._port)
 
     def _ours(self) -> RxRule | None:
-        try:
-            found = self._device.rule(self._location)
-        except OSError as error:
-            self._explain(error, None, "nothing was changed")
+        found = self._at_our_place()
         if found is not None and not self._is_ours(found):
             raise self._stranger(found)
         return found
 
+    def _at_our_place(self) -> RxRule | None:
+        try:
+            return self._device.rule(self._location)
+        except OSError as error:
+            self._explain(error, None, "nothing was changed")
+
     def _slots(self, r: RxRule) -> tuple[SlotName, ...]:
-        if i40e.lost_its_port(r):
-            return ()
         return tuple(slot for slot, number in self._vf.items() if number == r.vf)
 
     def _table(self) -> tuple[int, tuple[RxRule, ...]]:
@@ -278,6 +303,13 @@ class Ethtool:
         if error.errno == errno.EOPNOTSUPP and rule is None:
             what = f"the driver of {name} has no receive rules (ethtool n-tuple)"
             raise self._error(what, state=state, next='nic.adapter = "tc_u32" steers on any netdev') from error
+        if error.errno == errno.EINVAL and rule is not None and i40e.is_cloud(rule):
+            # the driver does not show the parameter; this is how it answers without
+            what = (
+                f"the driver of {name} refused a rule for a UDP port, as it does when loaded without l4mode=0: {rule}"
+            )
+            remedy = 'modprobe -r i40e && modprobe i40e l4mode=0   (the link goes down), or nic.adapter = "tc_u32"'
+            raise self._error(what, state=state, next=remedy) from error
         what = f"the driver of {name} refused {rule}: {error}" if rule else f"{name} cannot be asked: {error}"
         raise self._error(what, state=state, next=f"dmesg | tail; {self._command('-n')}") from error
 

@@ -275,7 +275,6 @@ class _Kernel:
     def remove(self, prio: int) -> None:
         """Take every filter of ours with this priority away."""
         ours = [f for f in self.filters.values() if f.key[0] == prio]
-        self._changed |= {f.key for f in ours}
         self._requests.send(
             [
                 tc.filter_message(
@@ -290,6 +289,7 @@ class _Kernel:
                 for f in ours
             ]
         )
+        self.filters = {key: f for key, f in self.filters.items() if f not in ours}
 
     def arm(self) -> dict[Key, _Armed]:
         """Messages that turn each filter as it was read; one that was changed since is turned as a whole.
@@ -306,7 +306,6 @@ class _Kernel:
                 filter={s: self._message(key, (i,), f.handle) for s, i in self._representors.items()},
             )
             for key, f in self.filters.items()
-            if not (key[0] == PRIO_VM and key in self._changed)  # removed
         }
 
     def _message(self, key: Key, targets: Sequence[int], handle: int) -> bytes:

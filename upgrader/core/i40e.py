@@ -65,10 +65,6 @@ UNPROVEN = (
     "rules of this driver ({flavour}, version {version}) choose a queue after the NIC has chosen the function: by its "
     "documentation they do not bring overlay traffic addressed to the PF into a VF"
 )
-NEEDS_L4MODE = (
-    "the driver took the rule for UDP port {port} as one for an IP address: it was loaded without l4mode=0, which is what "
-    "makes cloud filters look at ports"
-)
 
 
 def cloud(*, vni: int | None = None, tunnel: Tunnel = Tunnel.VXLAN, outer_ip: bool = False) -> int:
@@ -111,11 +107,6 @@ def same_match(r: RxRule, flavour: Flavour, port: int) -> bool:
         and is_cloud(r) == (flavour is Flavour.OUT_OF_TREE)
         and (is_cloud(r) or r.get("user-def") is None)
     )
-
-
-def lost_its_port(r: RxRule) -> bool:
-    """How the out-of-tree driver shows a rule of ours that it took without looking at ports (no l4mode)."""
-    return is_cloud(r) and r.flow is Flow.IP4 and r.get("dst-ip") is None
 
 
 def excludes(r: RxRule) -> bool:
