@@ -192,9 +192,11 @@ def _logging(verbose: bool) -> None:
 
 
 def _mount_lab() -> None:
+    from upgrader.cli.nic import nic_app  # noqa: PLC0415
     from upgrader.lab.commands import lab_app  # noqa: PLC0415
 
     app.add_typer(lab_app)
+    app.add_typer(nic_app)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from upgrader.core.findings import Finding, Severity
-from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities, other_slot
+from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities, SteeringRule, other_slot
 
 _ACROSS = "between two VMs, what is sent while they are on different switches"
 
@@ -83,6 +83,12 @@ def majority(served: Iterable[SlotName], now: SlotName) -> SlotName:
     votes = list(served)
     there = sum(1 for slot in votes if slot != now)
     return other_slot(now) if 2 * there > len(votes) else now
+
+
+def who_gets(rules: Iterable[SteeringRule], vni: int, mac: str) -> SteeringRule | None:
+    """The rule that takes a VM's overlay traffic; None where it stays with the PF."""
+    found = {(r.vni, r.mac): r for r in rules}
+    return found.get((vni, mac.lower()), found.get((None, None)))
 
 
 class Arrival(StrEnum):
