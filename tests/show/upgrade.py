@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from tests.show.machine import left_on_machine
 from upgrader.adapters import gate
@@ -98,11 +101,11 @@ def qtests() -> Iterator[Item]:
     )
 
 
-def tested(*names: str) -> Iterator[Item]:
-    """One item for each of these tests of the upgrade suite, and one for their run as a whole."""
+def tested(*names: str, file: str = UPGRADE_TESTS) -> Iterator[Item]:
+    """One item for each of these tests of a file, and one for their run as a whole."""
     report = OUT / "tests.xml"
     report.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *(f"{UPGRADE_TESTS}::{n}" for n in names)]
+    argv = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *(f"{file}::{n}" for n in names)]
     done = gate.run(argv, cwd=ROOT, timeout_s=1800, check=False)
     cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     for case in cases:
@@ -190,17 +193,19 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def show(parts: Mapping[str, Callable[[], Iterator[Item]]], words: str | None) -> int:
+    """Show the parts named on the command line, or all; the exit code is 1 when an item does not hold."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="what to show (default: everything)")
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := [p for p in chosen if p not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    chosen = parser.parse_args().parts or list(parts)
+    if unknown := [p for p in chosen if p not in parts]:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     items = []
     for part in chosen:
-        for item in PARTS[part]():
+        for item in parts[part]():
             items.append(item)
             print(item, flush=True)
     failed = [i for i in items if not i.holds]
@@ -209,4 +214,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(show(PARTS, __doc__))

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.fake_nic import FakeNic
+from tests.support.build_facts import vm_port
+from tests.support.fake_nic import FakeNic, build_shim, x710
 from upgrader.adapters import gate
 from upgrader.adapters.netlink import route_socket
 from upgrader.adapters.tc_u32 import INGRESS, TcU32, _Requests
 from upgrader.core import tc
-from upgrader.core.model import VmPort
+from upgrader.core.model import SlotName, VmPort
 
 SOURCE = Path(__file__).with_name("steer_gen.c")
+RATE_PPS = 50_000
+GAP_US = 150  # what a delete and an add by netlink took on this kind of machine, about 6 packets at 40,000 a second
+SIDES: tuple[SlotName, SlotName] = ("b", "a")
 
 
 @dataclass
@@ -145,3 +149,80 @@ def under_traffic(
         raise AssertionError(f"{turns} turns took {took_s:.1f} s, longer than the traffic")
     del figures["longest_burst"]
     return Passed(turns, took_s, **figures)
+
+
+def one_vm_turned(generator: Path, turns: int, seconds: float) -> Passed:
+    """One VM's rule to and fro, by the ready message."""
+    port = vm_port(1)
+    with veth_nic("flips") as nic:
+        steering = software(nic)
+        steering.steady("a")
+        steering.open_window([(port, "a")])
+        return under_traffic(
+            nic,
+            generator,
+            port,
+            lambda n: steering.move_vm(port, (SIDES[n % 2],)),
+            turns,
+            rate_pps=RATE_PPS,
+            seconds=seconds,
+        )
+
+
+def one_vm_handed_over(generator: Path, turns: int, seconds: float) -> Passed:
+    """One VM's rule to both slots and on to the other, as a hand-over with dual delivery does."""
+    port = vm_port(1)
+    to: tuple[tuple[SlotName, ...], ...] = (("b", "a"), ("b",), ("a", "b"), ("a",))
+    with veth_nic("dual") as nic:
+        steering = software(nic)
+        steering.steady("a")
+        steering.open_window([(port, "a")])
+        return under_traffic(
+            nic, generator, port, lambda n: steering.move_vm(port, to[n % 4]), turns, rate_pps=RATE_PPS, seconds=seconds
+        )
+
+
+def whole_port_turned(generator: Path, folder: Path, turns: int, seconds: float, *, catch: bool) -> Passed:
+    """The one rule of a modelled X710 to and fro, with the gap that its drivers have; caught on the PF, or not."""
+    fake = FakeNic(folder / f"nic-{catch}", build_shim(folder), out_of_tree=True)
+    with veth_nic("port", wired=True) as nic:
+        wiring = Wiring(nic, fake, GAP_US)
+        steering = x710(fake, catch=software(nic) if catch else None)
+        steering.steady("a")
+        passed = under_traffic(
+            nic,
+            generator,
+            vm_port(1),
+            lambda n: steering.steady(SIDES[n % 2]),
+            turns,
+            rate_pps=RATE_PPS,
+            seconds=seconds,
+        )
+    if wiring.turns != turns + 1:
+        raise AssertionError(f"the NIC's rule was turned {wiring.turns - 1} times, not {turns}")
+    return passed
+
+
+def detoured(generator: Path, folder: Path, windows: int, seconds: float) -> Passed:
+    """Windows opened, the VM moved, closed: from the NIC to the PF, there to the other switch, and onto the NIC again."""
+    fake = FakeNic(folder / "nic-detour", build_shim(folder), out_of_tree=True)
+    port = vm_port(1)
+    with veth_nic("detour", wired=True) as nic:
+        wiring = Wiring(nic, fake, GAP_US)
+        steering = x710(fake, catch=software(nic), detour=True)
+        steering.steady("a")
+
+        def turn(number: int) -> None:
+            to, old = SIDES[number // 3 % 2], SIDES[(number // 3 + 1) % 2]
+            match number % 3:
+                case 0:
+                    steering.open_window([(port, old)])
+                case 1:
+                    steering.move_vm(port, (to,))
+                case 2:
+                    steering.close_window(to)
+
+        passed = under_traffic(nic, generator, port, turn, 3 * windows, rate_pps=RATE_PPS, seconds=seconds)
+    if wiring.turns != windows + 1:
+        raise AssertionError(f"the NIC's rule was put back {wiring.turns - 1} times, not {windows}")
+    return passed

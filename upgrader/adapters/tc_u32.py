@@ -4,8 +4,8 @@ Works on any netdev. One filter takes all of the overlay (UDP to the VXLAN port)
 filter a VM in front of it takes the VM's own (VNI and inner destination MAC). What a filter does is changed in one step
 (RCU), so no packet meets a gap: its mirred action where it has one, else the whole filter by its handle.
 
-Once the filters have been read, the messages that turn each of them to either slot stand ready, and turning one is a
-system call: `move_vm` to one slot, and `failover`.
+Once the filters have been read, the messages that turn each of them to either slot stand ready, and turning one is one
+message and its answer: `move_vm`, and `failover` of all.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -50,15 +51,16 @@ class _Filter:
     packets: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Armed:
-    """Ready messages. A filter with one action is turned by that, in which case `action` has it by slot.
+    """What turns one filter at once.
 
-    filter   the message that replaces the whole filter, by slot
+    action   messages that change its one action, by slot; empty where it has two, or a new one not read yet
+    replace  the message that replaces the filter by one to these slots
     """
 
-    action: dict[SlotName, bytes] = field(default_factory=dict)
-    filter: dict[SlotName, bytes] = field(default_factory=dict)
+    action: dict[SlotName, bytes]
+    replace: Callable[[tuple[SlotName, ...]], bytes]
 
 
 class TcU32:
@@ -103,10 +105,9 @@ class TcU32:
 
     def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
         key = _key(port)
-        if len(slots) == 1 and self._turn([key], slots[0]):
-            return
-        with self._kernel() as kernel:
-            kernel.set(key, tuple(slots))
+        if not self._turn([key], tuple(slots)):
+            with self._kernel() as kernel:
+                kernel.set(key, tuple(slots))
 
     def close_window(self, slot: SlotName) -> None:
         """The rule for all is turned first, the single ones go after it: at no time is a packet without a rule."""
@@ -116,7 +117,7 @@ class TcU32:
 
     def failover(self, slot: SlotName) -> None:
         """Every filter to `slot`; the single ones stay, so that a run's window can be closed in order."""
-        if _STEADY in self._armed and self._turn(list(self._armed), slot):
+        if _STEADY in self._armed and self._turn(list(self._armed), (slot,)):
             return
         with self._kernel() as kernel:
             for key in (_STEADY, *(k for k in kernel.filters if k != _STEADY)):
@@ -133,20 +134,18 @@ class TcU32:
         with self._kernel() as kernel:
             return kernel.sent()
 
-    def _turn(self, keys: list[Key], slot: SlotName) -> bool:
-        """Send the ready messages for these filters. False where one is not ready, or was not what we thought."""
-        armed = [self._armed.get(key) for key in keys]
-        if self._socket is None or not all(armed):
+    def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
+        """Turn these filters by what is armed. False where one is not, or was not what we thought."""
+        if self._socket is None or not all(key in self._armed for key in keys):
             return False
         actions, filters = [], []
-        for key, ready in zip(keys, armed, strict=True):
-            if ready is None:
-                return False
-            if ready.action:
-                actions.append(ready.action[slot])
+        for key in keys:
+            armed = self._armed[key]
+            if armed.action and len(slots) == 1:
+                actions.append(armed.action[slots[0]])
             else:
-                filters.append(ready.filter[slot])
-                self._armed[key] = _Armed(filter=ready.filter)
+                filters.append(armed.replace(slots))
+                self._armed[key] = _Armed({}, armed.replace)  # its actions are new ones
         try:
             self._socket.send(filters + tc.change_actions(actions))
         except OSError:  # somebody has changed the filters since, or made netdevs anew: look again
@@ -260,17 +259,15 @@ class _Kernel:
 
     def set(self, key: Key, slots: tuple[SlotName, ...]) -> None:
         """Make the one filter with this match point to these slots: changed in place, or added where there is none."""
-        if not slots or len(set(slots)) != len(slots):
-            raise ValueError(f"slots to steer to: {slots}")
-        targets = tuple(self._representors[s] for s in slots)
         present = self.filters.get(key)
-        if present and present.ifindexes == targets:
+        if present and present.ifindexes == tuple(self._representors[s] for s in slots):
             return
-        self._changed.add(key)
-        if not present and not self._has_qdisc:
+        message = self._message(key, present.handle if present else 0, slots)
+        if not self._has_qdisc:
             self._ipr.tc("add", "ingress", index=self._pf, handle=INGRESS)
             self._has_qdisc = True
-        self._requests.send([self._message(key, targets, present.handle if present else 0)])
+        self._changed.add(key)
+        self._requests.send([message])
 
     def remove(self, prio: int) -> None:
         """Take every filter of ours with this priority away."""
@@ -300,16 +297,20 @@ class _Kernel:
             return {}
         return {
             key: _Armed(
-                action={s: Mirred(i, index=f.indexes[0]).encode() for s, i in self._representors.items()}
+                {s: Mirred(i, index=f.indexes[0]).encode() for s, i in self._representors.items()}
                 if len(f.indexes) == 1 and key not in self._changed
                 else {},
-                filter={s: self._message(key, (i,), f.handle) for s, i in self._representors.items()},
+                partial(self._message, key, f.handle),
             )
             for key, f in self.filters.items()
         }
 
-    def _message(self, key: Key, targets: Sequence[int], handle: int) -> bytes:
+    def _message(self, key: Key, handle: int, slots: tuple[SlotName, ...]) -> bytes:
+        """What makes the filter point to these slots: in the place of the one with that handle, or new (0)."""
+        if not slots or len(set(slots)) != len(slots):
+            raise ValueError(f"slots to steer to: {slots}")
         prio, vni, mac = key
+        targets = [self._representors[s] for s in slots]
         options = tc.u32_options(tc.overlay_words(self._vxlan_port, vni, mac), tc.deliver(targets))
         flags = tc.CREATE | (tc.REPLACE if handle else tc.EXCLUSIVE)
         return tc.filter_message(
