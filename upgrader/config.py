@@ -41,14 +41,29 @@ class NicConfig(_Section):
     """The NIC whose overlay traffic is steered.
 
     pf          netdev of the physical function, in `netns` (None: the host's)
-    adapter     how rules reach it; `tc_u32` works on any netdev, in software
+    adapter     how rules reach it: `tc_u32` in software, on any netdev; `ethtool` by the NIC's own rules (X710)
     vxlan_port  UDP port of the overlay (RFC 7348: 4789)
+    vfs         `ethtool`: number of each slot's VF, as `ip link show PF` counts
+    location    `ethtool`: place of our one rule in the NIC's table
+    catch       `ethtool`: what steering in software on the PF takes, to each slot's representor there: what arrives in
+                the `gap` of a rule's turn, or all of the overlay while a `window` is open; None: what arrives is lost
     """
 
     pf: str
     netns: str | None = None
-    adapter: Literal["tc_u32"] = "tc_u32"
+    adapter: Literal["tc_u32", "ethtool"] = "tc_u32"
     vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4789
+    vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = {}
+    location: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    catch: Literal["gap", "window"] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> NicConfig:
+        if self.adapter == "ethtool" and len(set(self.vfs.values())) != 2:
+            raise ValueError(
+                "steering by ethtool needs nic.vfs: a VF of its own for each slot, e.g. vfs = { a = 0, b = 1 }"
+            )
+        return self
 
 
 class HostConfig(_Section):
@@ -83,7 +98,7 @@ class PolicyConfig(_Section):
     on_failure: Literal["back", "stay", "ask"] = "back"
     keep_old: bool = False
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF"], ...] = ()
+    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = ()
 
 
 class Config(_Section):

@@ -12,6 +12,7 @@ from upgrader.core.journal import Event, Heading, RunView
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
     HugepagePool,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -139,11 +140,22 @@ class Hypervisor(Protocol):
 
 
 class Steering(Protocol):
-    """Who of the two slots gets the overlay's traffic."""
+    """Who of the two slots gets the overlay's traffic. Every verb may be said twice, and after a crash between any two.
+
+    A NIC without rules for single VMs (`capabilities().per_vm`) keeps the whole port where most VMs are served while a
+    window is open.
+    """
 
     def capabilities(self) -> SteeringCapabilities: ...
-    def steady(self, slot: SlotName) -> None:
-        """All overlay traffic to one slot, by one rule."""
+    def facts(self) -> NicFacts: ...
+    def prepare(self, slot: SlotName) -> None:
+        """Set what the slot's VF needs. Before a switch opens it: some of it resets the VF."""
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
+        """All overlay traffic to one slot, by one rule; `anew` writes the rule again though it looks right.
+
+        A VF that was reset is a new target to the NIC, and rules keep the old one.
+        """
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
         """A rule for each port, to the slot that serves it; the rest to both slots where dual delivery is to be had."""
@@ -154,7 +166,12 @@ class Steering(Protocol):
     def close_window(self, slot: SlotName) -> None:
         """All overlay traffic to `slot`, and no rule for single ports any more."""
 
+    def failover(self, slot: SlotName) -> None:
+        """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
+
     def rules(self) -> tuple[SteeringRule, ...]: ...
+    def arrived(self) -> dict[SlotName, int]:
+        """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
 
 
 class Resources(Protocol):

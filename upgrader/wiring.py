@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 from upgrader.adapters.clock import SystemClock
+from upgrader.adapters.ethtool import Ethtool
+from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.journal import SqliteJournal
 from upgrader.adapters.libvirt_qmp import LibvirtQmp
@@ -15,6 +17,7 @@ from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.adapters.tc_u32 import TcU32
+from upgrader.adapters.vf import Vfs
 from upgrader.adapters.well_known import WellKnownDirectory
 from upgrader.config import Config, load
 from upgrader.core.errors import UsageError
@@ -85,13 +88,28 @@ def well_known(config: Config) -> WellKnown:
 
 def steering(config: Config) -> Steering:
     """The steering adapter for the configured NIC."""
+    nic = config.nic
+    if nic.adapter == "tc_u32":
+        return _software(config)
+    return Ethtool(
+        EthtoolDevice(nic.pf, nic.netns),
+        Vfs(nic.pf, nic.netns),
+        nic.vfs,
+        nic.vxlan_port,
+        nic.location,
+        catch=_software(config) if nic.catch else None,
+        detour=nic.catch == "window",
+    )
+
+
+def _software(config: Config) -> TcU32:
     representors = {name: slot.representor for name, slot in config.slots.items()}
     named = {name: r for name, r in representors.items() if r is not None}
     if len(named) != len(representors):
         missing = ", ".join(f"slots.{n}.representor" for n in representors if n not in named)
         raise UsageError(
             "CONFIG_INVALID",
-            f"steering by {config.nic.adapter} needs {missing}: the netdev through which that VF is reached",
+            f"steering in software on the PF needs {missing}: the netdev beside it that leads to that switch",
             state="nothing was changed",
             next="add it to the configuration and run the same command again",
         )

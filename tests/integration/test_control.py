@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.build_facts import host_facts
 from tests.support.openflow_controller import TABLE
 from tests.support.ovsdb_client import KEY
-from tests.support.simhost import World, make
 from tests.support.slots import SlotFactory, ofctl, vsctl
 from tests.support.switch import eventually
 from upgrader.adapters import gate
@@ -29,6 +27,8 @@ from upgrader.core import plan as planning
 from upgrader.core.model import Slot, SteeringCapabilities
 from upgrader.core.plan import StepKind
 from upgrader.ports import Host
+from upgrader.sim.facts import host_facts
+from upgrader.sim.host import World, make
 from upgrader.steps import STEPS, Context, replication
 
 pytestmark = pytest.mark.integration

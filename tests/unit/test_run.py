@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.runs import Killed, settled
+from tests.support.runs import Killed, new_engine, settled
 from upgrader.core import plan as planning
 from upgrader.core.errors import HostError
 from upgrader.core.journal import Event, EventKind, RunView
@@ -24,7 +24,6 @@ from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
 from upgrader.sim.facts import vm_interface
 from upgrader.sim.host import World, is_ours, make, refused
-from upgrader.sim.journal import SimJournal
 
 Made = tuple[World, Host, dict[SlotName, Slot]]
 
@@ -41,10 +40,7 @@ def upgrade_plan(made: Made) -> Plan:
 def new_run(
     made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None
 ) -> Engine:
-    _, host, slots = made
-    journal = SimJournal()
-    journal.claim()
-    return Engine(journal.begin(plan, 0), plan, host, slots, journal, control or Control(), watch)
+    return new_engine(made[1], made[2], plan, watch, control)
 
 
 def carry_out(

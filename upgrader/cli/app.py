@@ -116,25 +116,30 @@ def _logging(verbose: bool) -> None:
 _ARGUMENTS: list[str] = []  # of this process, for the host they are meant for
 
 
-def _mount_lab(arguments: list[str]) -> None:
-    """The lab's commands take a fifth of a second to import: only for who uses them, or completes a line with them."""
+def _mount(arguments: list[str]) -> None:
+    """Commands that take a fifth of a second to import: only for who uses them, or completes a line with them."""
     app.registered_groups = [g for g in app.registered_groups if g.typer_instance is verbs.config_app]
-    if "lab" in arguments or any(name.endswith("_COMPLETE") for name in os.environ):
+    completes = any(name.endswith("_COMPLETE") for name in os.environ)
+    if completes or "lab" in arguments:
         from upgrader.lab.commands import lab_app  # noqa: PLC0415
 
         app.add_typer(lab_app)
     else:
-        app.add_typer(_lab_named_only)
+        app.add_typer(_named_only, name="lab", help="A host in a box: real OVS-DPDK and guests on this machine.")
+    if completes or "nic" in arguments:
+        from upgrader.cli.nic import nic_app  # noqa: PLC0415
+
+        app.add_typer(nic_app)
+    else:
+        app.add_typer(_named_only, name="nic", help="What this NIC can do for an upgrade, and which rules are ours.")
 
 
-_lab_named_only = typer.Typer(
-    name="lab", help="A host in a box: real OVS-DPDK and real guests, in namespaces of this machine."
-)
+_named_only = typer.Typer()
 
 
-@_lab_named_only.callback()
-def _lab() -> None:
-    """Stands in `upgrade --help` for the lab's own commands."""
+@_named_only.callback()
+def _() -> None:
+    """Stands in `upgrade --help` for a group's own commands."""
 
 
 def main() -> None:
@@ -145,7 +150,7 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     _ARGUMENTS[:] = arguments
     try:
-        _mount_lab(arguments)
+        _mount(arguments)
         code = int(app(args=arguments, standalone_mode=False) or Exit.DONE)
     except typer.Abort:  # no answer at the prompt
         code = _TYPERS_CTRL_C

@@ -20,6 +20,7 @@ from upgrader.core.model import (
     ORIGIN_KEY,
     HugepagePool,
     Interface,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -349,7 +350,15 @@ class SimSteering:
     def capabilities(self) -> SteeringCapabilities:
         return SteeringCapabilities(dual_delivery=self._w.dual)
 
-    def steady(self, slot: SlotName) -> None:
+    def facts(self) -> NicFacts:
+        return NicFacts("simulated", "1", "", "", "simulated", 1 + len(self._w.rules), ())
+
+    def prepare(self, slot: SlotName) -> None:
+        self._w.call(f"prepare {slot}")
+        if self._w.pids[slot] is not None:
+            self._w.trouble.append(f"slot {slot}'s VF was prepared, and so reset, under a running switch")
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._w.call(f"steady {slot}")
         self._w.steady = (slot,)
 
@@ -368,6 +377,14 @@ class SimSteering:
         self._w.call(f"close_window {slot}")
         self._w.steady = (slot,)
         self._w.rules.clear()
+
+    def failover(self, slot: SlotName) -> None:
+        self._w.call(f"failover {slot}")
+        self._w.steady = (slot,)
+        self._w.rules = dict.fromkeys(self._w.rules, (slot,))
+
+    def arrived(self) -> dict[SlotName, int]:
+        return {"a": 0, "b": 0}
 
     def rules(self) -> tuple[SteeringRule, ...]:
         self._w.look("rules")
