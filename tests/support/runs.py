@@ -12,8 +12,9 @@ from upgrader.core.plan import Plan, Policy
 from upgrader.engine.control import Control
 from upgrader.engine.coordinator import Coordinator, Setup, make_plan
 from upgrader.engine.run import Engine
-from upgrader.sim.host import World, make
+from upgrader.sim.host import make
 from upgrader.sim.journal import SimJournal
+from upgrader.sim.world import World
 
 
 class Killed(BaseException):

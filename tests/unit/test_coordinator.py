@@ -13,7 +13,7 @@ from upgrader.core.plan import Policy
 from upgrader.core.report import report
 from upgrader.engine.control import Request
 from upgrader.sim.facts import vm_interface
-from upgrader.sim.host import refused
+from upgrader.sim.world import refused
 
 
 def totals(tmp: Path, vms: int) -> tuple[int, int]:

@@ -1,18 +1,12 @@
-"""A host in memory, under the same protocols as the real one, in which any call can be made to fail.
-
-It keeps the promises that QEMU's patches and the kernel keep (tests/integration holds the real ones to them): rings
-have one owner, a switch of owner names the owner and generation it expects, a dead owner's rings go to a ready
-standby. `World.trouble` lists every broken promise.
-"""
+"""A host in memory, under the same protocols as the real one, in which any call can be made to fail."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
@@ -32,98 +26,8 @@ from upgrader.core.model import (
     VmPort,
 )
 from upgrader.ports import Host
-from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
-
-
-def refused(what: str) -> HostError:
-    return HostError("SIMULATED", what, state="simulated", next="nothing")
-
-
-@dataclass
-class World:
-    """The host's state, and the log of every call with an effect."""
-
-    vms: dict[str, VmInterface]
-    pids: dict[SlotName, int | None]
-    switch: SwitchFacts
-    flows: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
-    bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
-    fail_modes: dict[str, str | None] = field(default_factory=dict)
-    steady: tuple[SlotName, ...] = ("a",)
-    rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
-    listeners: set[Path] = field(default_factory=set)
-    links: dict[Path, Path] = field(default_factory=dict)
-    dual: bool = True
-    next_pid: int = 5000
-    dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
-    now: float = 0.0
-    chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
-    calls: list[str] = field(default_factory=list)
-    looks: int = 0
-    look_fault: Callable[[str, int], BaseException | None] = lambda name, count: None
-    fault: Callable[[str, int], BaseException | None] = lambda name, count: None
-    trouble: list[str] = field(default_factory=list)
-
-    def call(self, name: str) -> None:
-        """Record an effect, or let it fail before it has any."""
-        self.calls.append(name)
-        error = self.fault(name, len(self.calls))
-        if error is not None:
-            raise error
-
-    def look(self, name: str) -> None:
-        """Let a look at the host fail."""
-        self.looks += 1
-        error = self.look_fault(name, self.looks)
-        if error is not None:
-            raise error
-
-    def slot_of(self, pid: int | None) -> SlotName | None:
-        return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
-
-    def owners(self) -> dict[str, SlotName | None]:
-        """By domain, the slot that serves it."""
-        return {d: self.slot_of(v.ownership.owner_pid) if v.ownership else None for d, v in self.vms.items()}
-
-    def reached(self, vm: VmInterface) -> tuple[SlotName, ...]:
-        return self.rules.get((100, vm.mac), self.steady)
-
-    def unreached(self) -> list[str]:
-        """Domains whose overlay traffic goes only to a switch that does not serve them."""
-        return [d for d, owner in self.owners().items() if owner not in self.reached(self.vms[d])]
-
-    def idle_port(self, number: int) -> None:
-        """The switch has a port for a VM that does not run."""
-        self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
-
-    def restart(self, domain: str) -> None:
-        """End a VM and start it again: its QEMU listens on libvirt's socket, which the active switch dials."""
-        vm = self.vms[domain]
-        self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
-        self.vms[domain] = replace(vm, ownership=ownership(vm.chardev, self.pids[self.dials_libvirt] or 0))
-
-    def die(self, name: SlotName) -> None:
-        """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
-        pid, self.pids[name] = self.pids[name], None
-        for domain, vm in self.vms.items():
-            o = vm.ownership
-            if o is None or pid is None:
-                continue
-            if o.owner_pid == pid and o.standby and o.standby.ready:
-                new = replace(
-                    o,
-                    owner=o.standby.chardev,
-                    owner_pid=o.standby.pid,
-                    generation=o.generation + 1,
-                    standby=Standby(o.owner, False, False, "lost", None, pid),
-                )
-            elif o.owner_pid == pid:
-                new = replace(o, owner_connected=False, owner_pid=None)
-            elif o.standby and o.standby.pid == pid:
-                new = replace(o, standby=replace(o.standby, connected=False, ready=False, reason="lost", pid=None))
-            else:
-                continue
-            self.vms[domain] = replace(vm, ownership=new)
+from upgrader.sim.facts import slot, switch_facts, vm_interface
+from upgrader.sim.world import World, refused
 
 
 class SimProcesses:
