@@ -10,6 +10,7 @@ from pathlib import Path
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
+    SLOTS,
     HugepagePool,
     Interface,
     PortBinding,
@@ -268,19 +269,26 @@ class SimClock:
         self._w.now += seconds
 
 
-def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
+def make_world(vms: int) -> World:
     """A host whose slot a serves `vms` VMs, and nothing in slot b."""
     machines = {f"vm{i}": vm_interface(i) for i in range(vms)}
     world = World(vms=machines, pids={"a": 1001, "b": None}, switch=switch_facts(vms))
     for name in ("br-int", "br-phy"):
         world.flows["a", name] = ("priority=10 actions=drop",)
-    slots: dict[SlotName, Slot] = {"a": slot("a", rundir=tmp / "a"), "b": slot("b", rundir=tmp / "b")}
+    return world
+
+
+def make_programs(prefix: Path) -> None:
+    """What a slot is looked at for before it is started: files of these names."""
     for program in ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovs-appctl", "bin/ovs-ofctl", "bin/ovsdb-client"):
-        path = tmp / "ovs" / program
+        path = prefix / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    slots = {n: replace(s, prefix=tmp / "ovs") for n, s in slots.items()}
-    host = Host(
+
+
+def make_host(world: World) -> Host:
+    """Every port, onto one world."""
+    return Host(
         processes=SimProcesses(world),
         database=SimDatabase(world),
         openflow=SimOpenFlow(world),
@@ -290,7 +298,13 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
         clock=SimClock(world),
         ready_timeout_s=5.0,
     )
-    return world, host, slots
+
+
+def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
+    """A host in memory, and its slots; their folders are under `tmp`."""
+    world = make_world(vms)
+    make_programs(tmp / "ovs")
+    return world, make_host(world), {name: slot(name, rundir=tmp / name, prefix=tmp / "ovs") for name in SLOTS}
 
 
 def is_ours(chardev: str) -> bool:

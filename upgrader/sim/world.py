@@ -19,6 +19,9 @@ def refused(what: str) -> HostError:
     return HostError("SIMULATED", what, state="simulated", next="nothing")
 
 
+PASSING = {"kept": False}  # metadata of what is no part of the host's state: it goes with the process
+
+
 @dataclass
 class World:
     """The host's state, and the log of every call with an effect."""
@@ -33,15 +36,14 @@ class World:
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
-    dual: bool = True
+    dual: bool = field(default=True, metadata=PASSING)
     next_pid: int = 5000
-    dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
     now: float = 0.0
     chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
-    calls: list[str] = field(default_factory=list)
-    looks: int = 0
-    look_fault: Callable[[str, int], BaseException | None] = lambda name, count: None
-    fault: Callable[[str, int], BaseException | None] = lambda name, count: None
+    calls: list[str] = field(default_factory=list, metadata=PASSING)
+    looks: int = field(default=0, metadata=PASSING)
+    look_fault: Callable[[str, int], BaseException | None] = field(default=lambda name, count: None, metadata=PASSING)
+    fault: Callable[[str, int], BaseException | None] = field(default=lambda name, count: None, metadata=PASSING)
     trouble: list[str] = field(default_factory=list)
 
     def call(self, name: str) -> None:
@@ -76,11 +78,29 @@ class World:
         """The switch has a port for a VM that does not run."""
         self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
 
-    def restart(self, domain: str) -> None:
-        """End a VM and start it again: its QEMU listens on libvirt's socket, which the active switch dials."""
-        vm = self.vms[domain]
+    def dials(self, name: SlotName, vm: VmInterface) -> bool:
+        """Whether that slot's switch runs and connects to the socket that libvirt made for the VM."""
+        path = next((b.socket for b in self.bound.get(name, ()) if b.origin == vm.socket), vm.socket)
+        return self.pids[name] is not None and self.links.get(path, path) == vm.socket
+
+    def start(self, vm: VmInterface) -> None:
+        """A VM's QEMU comes up and listens on libvirt's socket: the switch that dials it serves the VM, if one does."""
+        pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm)), None)
+        new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
+        self.vms[vm.domain] = replace(vm, ownership=new)
+
+    def end(self, domain: str) -> None:
+        """A VM ends: its QEMU unlinks the sockets it was bound to."""
+        vm = self.vms.pop(domain)
         self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
-        self.vms[domain] = replace(vm, ownership=ownership(vm.chardev, self.pids[self.dials_libvirt] or 0))
+        for bound in self.bound.values():
+            self.listeners -= {b.listener for b in bound if b.origin == vm.socket}
+
+    def restart(self, domain: str) -> None:
+        """End a VM and start it again."""
+        vm = self.vms[domain]
+        self.end(domain)
+        self.start(vm)
 
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
