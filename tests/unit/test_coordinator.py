@@ -285,3 +285,21 @@ def test_a_vm_that_is_restarted_during_the_run_is_moved_all_the_same(tmp_path: P
     view = run.begin().forward()
     assert view.state is RunState.DONE, report(view)
     settled(run.world, "b")
+
+def test_a_host_without_vms_is_steered_back_too(tmp_path: Path) -> None:
+    for dual in (True, False):
+        run = sim_run(tmp_path / str(dual), 0, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+        run.world.dual = dual
+        assert run.begin().forward().state is RunState.DONE
+        assert run.world.steady == ("b",)
+        assert run.rollback().back().state is RunState.RESTORED
+        settled(run.world, "a")
+
+
+def test_when_every_vm_has_ended_the_way_back_is_steered_too(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    assert run.begin().forward().state is RunState.DONE
+    for domain in list(run.world.vms):
+        run.world.end(domain)
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
