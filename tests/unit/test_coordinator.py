@@ -303,3 +303,18 @@ def test_when_every_vm_has_ended_the_way_back_is_steered_too(tmp_path: Path) -> 
         run.world.end(domain)
     assert run.rollback().back().state is RunState.RESTORED
     settled(run.world, "a")
+
+
+@pytest.mark.parametrize("request_", [Request.PAUSE, Request.STAY])
+def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_: Request) -> None:
+    run = sim_run(tmp_path)
+
+    def die(name: str, count: int) -> None:
+        if name == "copy_neighbours":  # nobody has a standby yet
+            run.world.die("a")
+            run.control.ask(request_)
+
+    run.world.fault = die
+    told = report(run.begin().forward())
+    assert (told.outcome, told.reason) == ("operator-needed", "SWITCH_DIED")
+    assert "stand by" in (told.error or "")

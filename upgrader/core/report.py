@@ -129,6 +129,7 @@ _WORDS = {
     "ASKED": "ASKED: a person asked for it",
     "OVER_BUDGET": "OVER_BUDGET: a VM was without a switch for longer than policy.blackout_budget_us; it stays where it is",
     "COORDINATOR_DIED": "COORDINATOR_DIED: the coordinator ended in the middle of the run",
+    "SWITCH_DIED": "SWITCH_DIED: a switch died under VMs that the other one did not stand by for yet",
     "ROLLBACK_TOO_LATE": "ROLLBACK_TOO_LATE: the old switch had been ended already, so the run was finished instead",
 }
 

@@ -110,7 +110,7 @@ class Engine:
                     return self._give_way(failure, decision)
                 log.warning("a switch died; the step is tried again", step=step.title, error=str(failure.error))
             if any(m.over_budget for m in vm_moves(self.view.steps[index].data)):
-                return self._state(RunState.HALTED, "OVER_BUDGET")
+                return self._stop(RunState.HALTED, "OVER_BUDGET")
         return self._state(RunState.DONE, end)
 
     def _may_stop(self, index: int) -> bool:
@@ -119,7 +119,13 @@ class Engine:
     def _stopped(self, asked: Request) -> RunView:
         if asked is Request.BACK:
             return self._back(ASKED)
-        return self._state(RunState.PAUSED if asked is Request.PAUSE else RunState.HALTED, ASKED)
+        return self._stop(RunState.PAUSED if asked is Request.PAUSE else RunState.HALTED, ASKED)
+
+    def _stop(self, to: RunState, reason: str) -> RunView:
+        """Stop half-way, which is only said where every VM is served, as those states promise."""
+        if self._decision()[1] is Decision.OPERATOR:
+            return self._state(RunState.OPERATOR_NEEDED, "SWITCH_DIED")
+        return self._state(to, reason)
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
         """Returns what it failed of, None when it is done. Raises StopAskedError when a request came while it waited."""
