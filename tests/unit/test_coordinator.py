@@ -318,3 +318,12 @@ def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_:
     told = report(run.begin().forward())
     assert (told.outcome, told.reason) == ("operator-needed", "SWITCH_DIED")
     assert "stand by" in (told.error or "")
+
+
+def test_the_only_switch_that_lives_is_not_killed_when_the_old_one_dies_on_the_way_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))  # stops after the first move
+    run.begin().forward()
+    run.world.fault = lambda name, count: run.world.die("a") if name == "switch vm0" else None
+    assert run.rollback().back().state is RunState.OPERATOR_NEEDED
+    assert "kill b" not in run.world.calls
+    assert set(run.world.owners().values()) == {"b"}
