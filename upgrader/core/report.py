@@ -140,6 +140,11 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
         return None, None
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
+    if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
+        return (
+            "everything was undone: every VM is where it was when this run began",
+            f"upgrade --host localhost --restore {target}   (or {source}; when the cause is mended)",
+        )
     return {
         RunState.DONE: (
             f"slot {target} serves every VM",

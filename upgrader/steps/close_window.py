@@ -29,6 +29,7 @@ class CloseWindow:
         return {}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        context.target_pid()
         rules = context.host.steering.rules()
         if len(rules) != 1 or rules[0].targets != (context.target.name,) or rules[0].mac is not None:
             raise StepError(

@@ -35,6 +35,7 @@ class Retire:
         if host.processes.status(source).ovsdb_pid is not None:
             modes = {b.name: b.fail_mode for b in host.database.read(source).bridges}
             host.database.set_fail_modes(target, modes)
+        self.check(context, step)  # once more: a switch may have died, or a VM come, since
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
@@ -54,6 +55,7 @@ class Retire:
         return {}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        context.target_pid()
         status = context.host.processes.status(context.source)
         if status.vswitchd_pid or status.ovsdb_pid:
             raise StepError(
