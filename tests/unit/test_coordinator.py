@@ -403,4 +403,13 @@ def test_a_restore_that_is_taken_back_says_where_the_vms_are(tmp_path: Path) -> 
     told = report(engine.forward())
     assert told.outcome == "restored"
     assert "as before" not in (told.state or "")
-    assert "--restore a" in (told.next or "")
+    assert "upgrade check" in (told.next or "")
+
+
+def test_a_switch_that_let_go_is_not_killed_because_a_rule_could_not_be_set(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 1, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))
+    run.begin().forward()
+    run.world.fault = lambda name, count: refused("no") if name == "steer vm0 a" else None
+    assert run.rollback().back().state is RunState.OPERATOR_NEEDED
+    assert "kill b" not in run.world.calls
+    assert run.world.owners() == {"vm0": "a"}
