@@ -94,9 +94,7 @@ def test_folding_is_applying_one_by_one_for_every_prefix_of_a_run(tmp_path: Path
         assert one == view == fold(view.heading, view.events)
 
 
-@pytest.mark.parametrize(
-    "kind", [EventKind.OUTCOME, EventKind.PUT_OFF, EventKind.UNDO_INTENT, EventKind.UNDONE, EventKind.UNDO_FAILED]
-)
+@pytest.mark.parametrize("kind", [EventKind.OUTCOME, EventKind.UNDO_INTENT, EventKind.UNDONE, EventKind.UNDO_FAILED])
 def test_an_event_that_may_not_come_is_refused(tmp_path: Path, kind: EventKind) -> None:
     """No effect without an intent, no undoing of what had none."""
     view = begin(sim_run(tmp_path).begin().view.heading)
