@@ -451,10 +451,17 @@ def _ask(question: str) -> None:
 
 def _require_root(options: Globals) -> None:
     """A simulated host is anybody's."""
-    if os.geteuid() != 0 and _settings(options).simulated is None:
+    if os.geteuid() != 0 and not _is_simulated(options):
         raise UsageError(
             "NOT_ROOT",
             "starting switches, steering and QEMU's monitor need root",
             state="nothing was changed",
             next="the same command with sudo",
         )
+
+
+def _is_simulated(options: Globals) -> bool:
+    try:
+        return _settings(options).simulated is not None
+    except UsageError:
+        return False
