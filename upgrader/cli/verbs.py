@@ -43,6 +43,8 @@ def upgrade(
 
     out, err = consoles()
     _require_root(options)
+    if not dry_run:
+        _require_free(options)
     facts, plan = _plan(options, restore, keep_old, on_failure)
     render.show_owners(err, facts)
     render.show_findings(err, plan.findings)
@@ -458,6 +460,24 @@ def _require_root(options: Globals) -> None:
             state="nothing was changed",
             next="the same command with sudo",
         )
+
+
+def _require_free(options: Globals) -> None:
+    """While a run moves VMs the host looks half-way: what counts is that one is under way, not what a plan finds."""
+    from upgrader.core.errors import LockedError
+    from upgrader.daemon.client import connect
+
+    client = connect(_settings(options).host.socket)
+    if client is None:
+        return
+    with client:
+        if client.call("ping")["busy"]:
+            raise LockedError(
+                "RUN_BUSY",
+                "a run is being carried out",
+                state="this command changed nothing",
+                next="upgrade status --watch",
+            )
 
 
 def _is_simulated(options: Globals) -> bool:
