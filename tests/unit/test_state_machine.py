@@ -31,7 +31,7 @@ from upgrader.engine.run import Engine
 from upgrader.sim.facts import vm_interface
 from upgrader.sim.world import refused
 
-EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "200"))
 IDLE = (8, 9)  # VMs that have a port and do not run at first
 COMMAND = re.compile(r"upgrade ([a-z-]+(?: [a-z-]+)*)")
 Soon = list[tuple[int, tuple[str, Any]]]
