@@ -43,6 +43,8 @@ def upgrade(
 
     out, err = consoles()
     _require_root(options)
+    if not dry_run:
+        _require_free(options)
     facts, plan = _plan(options, restore, keep_old, on_failure)
     render.show_owners(err, facts)
     render.show_findings(err, plan.findings)
@@ -451,10 +453,35 @@ def _ask(question: str) -> None:
 
 def _require_root(options: Globals) -> None:
     """A simulated host is anybody's."""
-    if os.geteuid() != 0 and _settings(options).simulated is None:
+    if os.geteuid() != 0 and not _is_simulated(options):
         raise UsageError(
             "NOT_ROOT",
             "starting switches, steering and QEMU's monitor need root",
             state="nothing was changed",
             next="the same command with sudo",
         )
+
+
+def _require_free(options: Globals) -> None:
+    """While a run moves VMs the host looks half-way: what counts is that one is under way, not what a plan finds."""
+    from upgrader.core.errors import LockedError
+    from upgrader.daemon.client import connect
+
+    client = connect(_settings(options).host.socket)
+    if client is None:
+        return
+    with client:
+        if client.call("ping")["busy"]:
+            raise LockedError(
+                "RUN_BUSY",
+                "a run is being carried out",
+                state="this command changed nothing",
+                next="upgrade status --watch",
+            )
+
+
+def _is_simulated(options: Globals) -> bool:
+    try:
+        return _settings(options).simulated is not None
+    except UsageError:
+        return False

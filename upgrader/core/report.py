@@ -143,7 +143,7 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
         return (
             "everything was undone: every VM is where it was when this run began",
-            f"upgrade --host localhost --restore {target}   (or {source}; when the cause is mended)",
+            "upgrade check   (it says who serves each VM, and what to type)",
         )
     return {
         RunState.DONE: (

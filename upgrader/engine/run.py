@@ -123,7 +123,7 @@ class Engine:
 
     def _stop(self, to: RunState, reason: str) -> RunView:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
-        if self._decision()[1] is Decision.OPERATOR:
+        if any(slot is None for _, slot in self._context.owners()):
             return self._needs_operator("SWITCH_DIED")
         return self._state(to, reason)
 

@@ -218,6 +218,8 @@ class SimHypervisor:
             raise refused("owner or generation is another")
         if now.standby is None or not now.standby.ready:
             raise refused("the standby is not ready")
+        if now.owner_pid is None and not fenced:
+            raise refused("the owner does not answer")
         old = Standby(now.owner, True, True, None, now.owner_pid, now.owner_pid)
         new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
         self._set(port, new)
@@ -305,6 +307,7 @@ class SimResources:
     def redirect(self, path: Path, target: Path) -> None:
         self._w.call(f"redirect {path.name}")
         self._w.links[path] = target
+        self._w.reconnect()
 
     def remove(self, path: Path) -> None:
         self._w.listeners.discard(path)
