@@ -160,8 +160,7 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
         RunState.HALTED: ("every VM is served, some by each switch", on_or_back),
         RunState.OPERATOR_NEEDED: (
             f"half-way between slot {source} and slot {target}; what still runs of both is kept",
-            f"upgrade --host localhost --dry-run   (it says who serves each VM), then: {on_or_back}, "
-            f"or: upgrade --host localhost --restore {source}   (or {target}: the slot whose switch runs)",
+            f"upgrade --host localhost --dry-run   (it says who serves each VM), then: {on_or_back}",
         ),
         RunState.SUPERSEDED: ("as a later run left it", "upgrade history"),
     }[view.state]

@@ -53,6 +53,8 @@ class SimProcesses:
 
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
+        if self._w.in_control == slot.name:  # a new database, which has nobody in it
+            self._w.in_control = None
         return 1
 
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
