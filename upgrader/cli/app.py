@@ -28,12 +28,16 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 def upgrade(
     context: typer.Context,
     host: Annotated[
-        str | None, typer.Option("--host", help="The host: localhost, or another one, reached by ssh.")
+        str | None, typer.Option("--host", metavar="HOST", help="The host: localhost, or another one, reached by ssh.")
     ] = None,
     here: Annotated[bool, typer.Option("--here", hidden=True)] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Configuration (default: $OVS_UPGRADE_CONFIG, /etc/ovs-upgrade/config.toml)."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Configuration (default: $OVS_UPGRADE_CONFIG, /etc/ovs-upgrade/config.toml).",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show findings and plan, change nothing.")] = False,
     yes: Yes = False,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NoReturn
 
 import typer
-from typer.completion import (
+from typer.completion import (  # type: ignore[attr-defined]  # typer itself only guesses which shell is meant
     get_completion_inspect_parameters,
-    get_completion_script,  # type: ignore[attr-defined]  # typer only guesses the shell
+    get_completion_script,
 )
 
 from upgrader.core.errors import UsageError

@@ -174,12 +174,20 @@ def show_report(console: Console, report: RunReport) -> None:
 
 
 def show_status(
-    console: Console, view: RunView | None, facts: Recorded | None, report: RunReport | None, coordinator: int | None
+    console: Console,
+    view: RunView | None,
+    facts: Recorded | None,
+    report: RunReport | None,
+    coordinator: int | None,
+    typed: Callable[[str], str] = str,
 ) -> None:
-    """The latest run by its journal: state, the three facts, VMs, the step in hand, and what to type next."""
+    """The latest run by its journal: state, the three facts, VMs, the step in hand, and what to type next.
+
+    `typed`: a command of ours as this person has to type it.
+    """
     if view is None or facts is None or report is None:
         _say(console, "no run is recorded on this host")
-        _say(console, "  next:  upgrade --host localhost --dry-run", whole=True)
+        _say(console, f"  next:  {escape(typed('upgrade --host localhost --dry-run'))}", whole=True)
         return
     head = view.heading
     active = view.state in (RunState.RUNNING, RunState.UNDOING)
@@ -202,7 +210,8 @@ def show_status(
     _show_vms(console, view)
     if active and coordinator is None:
         _say(console, "  state: every VM is served by the switch that owns its rings")
-        _say(console, "  next:  upgrade resume   (on), or: upgrade rollback   (back)", whole=True)
+        on_or_back = typed("upgrade resume   (on), or: upgrade rollback   (back)")
+        _say(console, f"  next:  {escape(on_or_back)}", whole=True)
         return
     _show_next(console, report)
 

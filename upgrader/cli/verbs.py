@@ -157,21 +157,22 @@ def status(
         documents.show(documents.status_document(view, pid))
         return
     told = _for_the_person(of(context), report(view)) if view else None
-    render.show_status(out, view, recorded(view) if view else None, told, pid)
+    render.show_status(out, view, recorded(view) if view else None, told, pid, of(context).command)
 
 
-def pause(context: typer.Context) -> None:
+def pause(context: typer.Context, as_json: Json = False) -> None:
     """Stop the run after the step in hand; `upgrade resume` goes on."""
-    raise typer.Exit(_request(of(context), "pause", {RunState.PAUSED}))
+    raise typer.Exit(_request(of(context), "pause", {RunState.PAUSED}, as_json=as_json))
 
 
 def abort(
     context: typer.Context,
     stay: Annotated[bool, typer.Option("--stay/--back", help="Leave every VM where it is, or take it back.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Stop the run after the step in hand, and take it back (or, with --stay, leave it half-way)."""
     wanted = RunState.HALTED if stay else RunState.RESTORED
-    raise typer.Exit(_request(of(context), "stay" if stay else "back", {wanted}))
+    raise typer.Exit(_request(of(context), "stay" if stay else "back", {wanted}, as_json=as_json))
 
 
 def resume(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None:
@@ -302,8 +303,9 @@ def _again(options: Globals, method: str, question: str, *, yes: bool, as_json: 
         return _follow(options, client, started, as_json=as_json, back=method == "rollback")
 
 
-def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
+def _request(options: Globals, request: str, wanted: set[RunState], *, as_json: bool) -> int:
     """Ask the run that runs to stop, and wait until it has. Returns 0 where it stopped as it was asked to."""
+    from upgrader.cli import documents
     from upgrader.cli.follow import follow
     from upgrader.cli.render import show_report
     from upgrader.core.report import report as report_of
@@ -318,7 +320,10 @@ def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
         started = client.call("ask", request=request)
         out, err = consoles()
         view = follow(journal, started["run_id"], err, seen=started["events"], alive=client.alive)
-    show_report(out, _for_the_person(options, report_of(view)))
+    told = _for_the_person(options, report_of(view))
+    if as_json:
+        documents.show(documents.run_document(told))
+    show_report(err if as_json else out, told)
     return Exit.DONE if view.state in wanted else _exit_code(view)
 
 
