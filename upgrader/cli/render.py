@@ -61,7 +61,9 @@ def show_event(console: Console, heading: Heading, event: Event) -> None:
             line = f"[red]not undone[/]        {title}{what}"
         case _:
             return
-    _say(console, f"{number:>4} {line}")
+    # what went well has one line, cut where a terminal ends; what failed is said in full
+    cut = console.is_terminal and event.kind in (EventKind.OUTCOME, EventKind.UNDONE)
+    console.print(f"{number:>4} {line}", soft_wrap=not console.is_terminal, no_wrap=cut, overflow="ellipsis")
 
 
 def worth_a_line(heading: Heading) -> Callable[[Event], bool]:
@@ -148,7 +150,7 @@ def show_report(console: Console, report: RunReport) -> None:
     if report.moves:
         worst = sorted(report.moves, key=lambda m: m.blackout_us, reverse=True)
         many = len(report.moves) > _MANY
-        table = _table("VM", "blackout", "quiesce", "index", "activate", "notify", "command", "generation", "")
+        table = _table("VM", "blackout", "quiesce", "index", "activate", "notify", "command", "gen.", "")
         for column in table.columns[1:-1]:
             column.justify = "right"
         for m in worst[:_SHOWN] if many else report.moves:
