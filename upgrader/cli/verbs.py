@@ -140,7 +140,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
-    from upgrader.cli import documents, render
+    from upgrader.cli import render
     from upgrader.core.journal import recorded
     from upgrader.core.report import report
     from upgrader.engine.lock import holder
@@ -154,6 +154,8 @@ def status(
         view = follow(journal, view.heading.run_id, err, alive=lambda: holder(settings.host.lock) is not None)
     pid = holder(settings.host.lock)
     if as_json:
+        from upgrader.cli import documents
+
         documents.show(documents.status_document(view, pid))
         return
     told = _for_the_person(of(context), report(view)) if view else None
