@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -53,13 +53,33 @@ class NicConfig(_Section):
 
     pf: str = Field(description="netdev of the physical function")
     netns: str | None = Field(default=None, description="network namespace it is in; none: the host's")
-    adapter: Literal["tc_u32"] = Field(
-        default="tc_u32", description="how steering rules reach it; tc_u32: any netdev, in software"
+    adapter: Literal["tc_u32", "ethtool"] = Field(
+        default="tc_u32",
+        description="how rules reach it: tc_u32 in software, on any netdev; ethtool by the NIC's own rules (X710)",
     )
     vxlan_port: int = Field(default=4789, ge=1, le=65535, description="UDP port of the overlay (RFC 7348: 4789)")
+    vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = Field(
+        default={}, description="ethtool: number of each slot's VF, as `ip link show PF` counts"
+    )
+    location: int = Field(default=1000, ge=0, lt=2**31, description="ethtool: place of our one rule in the NIC's table")
+    catch: Literal["gap", "window"] | None = Field(
+        default=None,
+        description="ethtool: what steering in software on the PF takes, to each slot's representor there: what arrives "
+        "in the gap of a rule's turn, or all of the overlay while a window is open; none: what arrives is lost",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> NicConfig:
+        if self.adapter == "ethtool" and len(set(self.vfs.values())) != 2:
+            raise ValueError(
+                "steering by ethtool needs nic.vfs: a VF of its own for each slot, e.g. vfs = { a = 0, b = 1 }"
+            )
+        return self
 
 
 class HostConfig(_Section):
+    """What of the host is not a slot's."""
+
     libvirt_uri: str = Field(default="qemu:///system", description="libvirt that runs the VMs")
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
@@ -68,6 +88,13 @@ class HostConfig(_Section):
     lock: Path = Field(default=Path("/run/ovs-upgrade.lock"), description="held while a coordinator runs")
     journal: Path = Field(default=Path("/var/lib/ovs-upgrade/journal.db"), description="what became of every run")
     socket: Path = Field(default=Path("/run/ovs-upgrade.sock"), description="where the daemon listens")
+    supervisor: Literal["process", "systemd"] = Field(
+        default="process", description="how a slot's daemons are run: plain processes, or units (upgrader/systemd/)"
+    )
+    well_known: Path = Field(
+        default=Path("/run/openvswitch"),
+        description="directory in which tools and clients look for the switch; its names follow the active slot",
+    )
 
 
 class PolicyConfig(_Section):
@@ -87,7 +114,7 @@ class PolicyConfig(_Section):
     ready_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="a switch or a standby may take so long to be ready"
     )
-    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF"], ...] = Field(
+    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = Field(
         default=(), description="codes of blocking findings that are accepted on this host"
     )
 
@@ -105,13 +132,13 @@ class Config(_Section):
         if set(self.slots) != {"a", "b"}:
             raise ValueError("both [slots.a] and [slots.b] must be there")
         a, b = self.slots["a"], self.slots["b"]
-        for name, slot in self.slots.items():
-            if len(str(slot.rundir)) > _LONGEST_RUNDIR:
+        for name in self.slots:
+            if len(str(self.rundir(name))) > _LONGEST_RUNDIR:
                 raise ValueError(
                     f"slots.{name}.rundir is longer than {_LONGEST_RUNDIR} characters: a unix socket in it needs the "
                     "rest of the 107 a path may have"
                 )
-        if a.rundir == b.rundir:
+        if a.rundir == b.rundir or self.rundir("a") == self.rundir("b"):
             raise ValueError(f"slots.a.rundir and slots.b.rundir are the same ({a.rundir}): two switches would collide")
         if a.netns == b.netns:
             raise ValueError(
@@ -127,13 +154,22 @@ class Config(_Section):
         p = self.policy
         return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
 
+    def adopted(self) -> SlotName | None:
+        """The slot whose switch was started in the well-known directory itself, as a distribution does it."""
+        return next((n for n, s in self.slots.items() if s.rundir == self.host.well_known), None)
+
+    def rundir(self, name: SlotName) -> Path:
+        """Where the slot is reached, whoever has the well-known names: an adopted one in a folder of that directory."""
+        configured = self.slots[name].rundir
+        return configured / f"slot-{name}" if name == self.adopted() else configured
+
     def slot(self, name: SlotName) -> Slot:
         """The slot as the core knows it."""
         c = self.slots[name]
         return Slot(
             name=name,
             prefix=c.prefix,
-            rundir=c.rundir,
+            rundir=self.rundir(name),
             netns=c.netns,
             vf=c.vf,
             representor=c.representor,
@@ -226,7 +262,8 @@ def _problem(error: ErrorDetails, said_in: dict[tuple[str, ...], Path], path: Pa
         case "missing":
             return file, f"{key}: it has to be there{allowed}"
         case "value_error":
-            return file, str(error["ctx"]["error"])
+            words = str(error["ctx"]["error"])
+            return file, words if not key or key in words else f"{key}: {words}"
         case "string_pattern_mismatch":
             return file, f"{key}: {error['input']!r} will not do{allowed}"
     return file, f"{key}: {error['msg']}, not {error['input']!r}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from upgrader.core.control import Control
 from upgrader.core.journal import Event, Heading, RunView
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
     HugepagePool,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -24,6 +26,8 @@ from upgrader.core.model import (
     VmPort,
 )
 from upgrader.core.plan import Plan
+from upgrader.core.proof import Difference
+from upgrader.core.replica import Copied
 
 
 class Processes(Protocol):
@@ -42,38 +46,83 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
+    def start_at_boot(self, slot: Slot) -> None:
+        """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
+
+
+class Follower(Protocol):
+    """One database kept as another says, from a monitor of it; see `Database.follow`."""
+
+    def poll(self, timeout_s: float = 0.0) -> Copied:
+        """Take in and apply what came. Raises HostError when the monitor is lost; the next poll begins anew."""
+
+    def close(self) -> None: ...
 
 
 class Database(Protocol):
     """The OVSDB of a slot."""
 
     def read(self, slot: Slot) -> SwitchFacts: ...
-    def backup(self, slot: Slot, target: Path) -> None:
-        """Write a copy of the database, row UUIDs kept, to the file `target`."""
+    def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
+        """Make the target's configuration that of a standby of the source, row UUIDs kept, in one transaction.
 
-    def rehome(self, slot: Slot, bindings: Sequence[PortBinding]) -> None:
-        """Turn a copy into the slot's own: its VF, DPDK options, sockets; controllers and managers left out."""
+        VF, DPDK options, sockets stay the slot's own (core/replica.py says what); who is in control of the source is
+        noted, not exerted. With `applied`, returns once the target's switch has taken it; for one that does not run
+        yet, without. Idempotent.
+        """
 
-    def set_fail_modes(self, slot: Slot, modes: dict[str, str | None]) -> None:
-        """Set Bridge.fail_mode by bridge name; None leaves it to OVS' default."""
+    def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
+        """What `sync` would change, and ports whose OpenFlow numbers are not the same."""
+
+    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower: ...
+    def in_control(self, slot: Slot) -> bool:
+        """Whether the slot is the one that controllers and managers are with (core/control.py)."""
+
+    def control(self, slot: Slot) -> Control:
+        """Who is in control of the slot, or would be after `assume_control`."""
+
+    def release_control(self, slot: Slot) -> None:
+        """Take controllers and managers away; no flow is lost by it. Idempotent."""
+
+    def assume_control(self, slot: Slot) -> None:
+        """Exert the control that the slot's database has a note of. Idempotent; nothing where there is none."""
+
+    def unready(self, slot: Slot, expected_up: Sequence[str]) -> tuple[str, ...]:
+        """What a slot's ports lack, in words: each an OpenFlow number; a link and a memory pool those named.
+
+        Their `error` column is not looked at: it stays empty when a port has no memory.
+        """
 
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         """Return once each interface has its ofport and its link is up. Raises HostError naming those that lack it."""
 
 
 class OpenFlow(Protocol):
-    """OpenFlow state of a slot's bridges, in the words of ovs-ofctl(8)."""
+    """What controllers and the network taught a slot's bridges, in the words of ovs-ofctl(8) and ovs-vswitchd(8)."""
 
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
     def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
-    def copy(self, source: Slot, target: Slot, bridge: str) -> int:
-        """Make the target's tables, groups, meters and TLV map those of the source; returns the number of flows."""
+    def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
+        """Make the target's flows, groups, meters and TLV map those of the source; returns what was changed.
 
-    def difference(self, source: Slot, target: Slot, bridge: str) -> str:
-        """What `target` lacks (-) or has too much (+) against `source`, empty when equal."""
+        With `hold` time-outs are held off: on the side that sees no traffic they would run out. While VMs are
+        `moving`, flows that may have run out on the source for the same reason are kept.
+        """
 
-    def copy_neighbours(self, source: Slot, target: Slot) -> int:
-        """Give the target's tunnels the neighbours the source knows; returns how many."""
+    def release_flows(self, slot: Slot, bridge: str) -> int:
+        """Let flows that are held, and have no other time-out to go back to, run out by themselves; how many."""
+
+    def differences(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Difference, ...]:
+        """What of the above is not the same; with `hold`, time-outs aside."""
+
+    def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
+        """Give the target the tunnel neighbours, user's routes and learned addresses that the source has."""
+
+    def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
+        """Neighbours, routes and learned addresses of the source that the target lacks or has otherwise."""
+
+    def traces(self, source: Slot, target: Slot, limit: int) -> tuple[int, tuple[Difference, ...]]:
+        """Trace live megaflows of the source in both; how many were traced, and those that end otherwise."""
 
 
 class Hypervisor(Protocol):
@@ -91,11 +140,22 @@ class Hypervisor(Protocol):
 
 
 class Steering(Protocol):
-    """Who of the two slots gets the overlay's traffic."""
+    """Who of the two slots gets the overlay's traffic. Every verb may be said twice, and after a crash between any two.
+
+    A NIC without rules for single VMs (`capabilities().per_vm`) keeps the whole port where most VMs are served while a
+    window is open.
+    """
 
     def capabilities(self) -> SteeringCapabilities: ...
-    def steady(self, slot: SlotName) -> None:
-        """All overlay traffic to one slot, by one rule."""
+    def facts(self) -> NicFacts: ...
+    def prepare(self, slot: SlotName) -> None:
+        """Set what the slot's VF needs. Before a switch opens it: some of it resets the VF."""
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
+        """All overlay traffic to one slot, by one rule; `anew` writes the rule again though it looks right.
+
+        A VF that was reset is a new target to the NIC, and rules keep the old one.
+        """
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
         """A rule for each port, to the slot that serves it; the rest to both slots where dual delivery is to be had."""
@@ -106,7 +166,12 @@ class Steering(Protocol):
     def close_window(self, slot: SlotName) -> None:
         """All overlay traffic to `slot`, and no rule for single ports any more."""
 
+    def failover(self, slot: SlotName) -> None:
+        """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
+
     def rules(self) -> tuple[SteeringRule, ...]: ...
+    def arrived(self) -> dict[SlotName, int]:
+        """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
 
 
 class Resources(Protocol):
@@ -126,6 +191,31 @@ class Resources(Protocol):
 
     def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
         """Give the target's netdevs (bridge LOCAL ports) the addresses, state and routes of the source's."""
+
+
+class WellKnown(Protocol):
+    """The names by which tools and clients reach the switch without being told where it is: the control plane."""
+
+    def adopt(self) -> None:
+        """Make a switch that runs under the well-known names themselves reachable by its slot's as well. Idempotent."""
+
+    def mend(self) -> SlotName | None:
+        """Follow bridges and pids of the slot that has the names; where none has, and one runs, it gets them."""
+
+    def current(self) -> SlotName | None:
+        """The slot the names lead to; None where that is not one slot."""
+
+    def problem(self) -> str | None:
+        """Why no slot may be given the names; None where one may."""
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        """Make every name lead to that slot. Idempotent; raises HostError where a switch that is neither's has them."""
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        """Make clients of the slot's database connect anew by the names; False where they follow when it ends."""
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        """Pid that answers each name: ``ovs-vswitchd``, ``ovsdb-server``, ``db.sock``, ``<bridge>.mgmt``."""
 
 
 class Clock(Protocol):
@@ -173,6 +263,7 @@ class Host:
     hypervisor: Hypervisor
     steering: Steering
     resources: Resources
+    well_known: WellKnown
     clock: Clock
     ready_timeout_s: float
     vni_key: str = "vni"  # of Interface.external_ids

@@ -7,17 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.core.journal import RunView
-from upgrader.core.model import SlotName
+from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Plan, Policy
 from upgrader.engine.control import Control
 from upgrader.engine.coordinator import Coordinator, Setup, make_plan
 from upgrader.engine.run import Engine
+from upgrader.ports import Host, Watcher
 from upgrader.sim.host import World, make
 from upgrader.sim.journal import SimJournal
 
 
 class Killed(BaseException):
     """SIGKILL of the coordinator: nothing of it runs any more, no undo."""
+
+
+def new_engine(
+    host: Host,
+    slots: dict[SlotName, Slot],
+    plan: Plan,
+    watch: Watcher = lambda view, event: None,
+    control: Control | None = None,
+) -> Engine:
+    """A run of this plan on a journal of its own."""
+    journal = SimJournal()
+    journal.claim()
+    return Engine(journal.begin(plan, 0), plan, host, slots, journal, control or Control(), watch)
 
 
 @dataclass
@@ -66,6 +80,7 @@ def settled(world: World, slot: SlotName, *, kept: bool = False) -> None:
     """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run but a kept switch."""
     assert set(world.owners().values()) <= {slot}
     assert world.steady == (slot,)
+    assert world.control == slot
     assert world.rules == {}
     assert world.unreached() == []
     assert world.trouble == []

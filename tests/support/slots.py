@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
 
 from upgrader.adapters import gate
+from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses, slot_env
 from upgrader.core.model import Slot
 
 PREFIX = Path(__file__).resolve().parents[2] / "build/stack/ovs"
+
+
+_NUMBERS = itertools.count()  # several factories may be in use at a time
 
 
 class SlotFactory:
@@ -38,8 +44,22 @@ class SlotFactory:
         SlotProcesses().start_switch(slot)
         return slot
 
+    def redirect(self, slot: Slot, rundir: Path) -> Slot:
+        """The same slot in another folder, from then on the one that is taken down."""
+        moved = replace(slot, rundir=rundir)
+        self._slots[self._slots.index(slot)] = moved
+        return moved
+
+    def start_standby(self, name: str, source: Slot) -> Slot:
+        """A slot that stands by for another, as the step start-standby makes it."""
+        slot = self.make(name)
+        SlotProcesses().start_database(slot)
+        Ovsdb().sync(source, slot, (), applied=False)
+        SlotProcesses().start_switch(slot)
+        return slot
+
     def make(self, name: str) -> Slot:
-        netns = f"t{os.getpid()}-{name}"
+        netns = f"t{os.getpid()}-{next(_NUMBERS)}{name}"
         slot = Slot(
             name=cast("Literal['a', 'b']", name),
             prefix=PREFIX,

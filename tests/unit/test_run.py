@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.runs import Killed, settled
+from tests.support.runs import Killed, new_engine, settled
 from upgrader.core import plan as planning
 from upgrader.core.errors import HostError
 from upgrader.core.journal import Event, EventKind, RunView
@@ -24,7 +24,6 @@ from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
 from upgrader.sim.facts import vm_interface
 from upgrader.sim.host import World, is_ours, make, refused
-from upgrader.sim.journal import SimJournal
 
 Made = tuple[World, Host, dict[SlotName, Slot]]
 
@@ -41,10 +40,7 @@ def upgrade_plan(made: Made) -> Plan:
 def new_run(
     made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None
 ) -> Engine:
-    _, host, slots = made
-    journal = SimJournal()
-    journal.claim()
-    return Engine(journal.begin(plan, 0), plan, host, slots, journal, control or Control(), watch)
+    return new_engine(made[1], made[2], plan, watch, control)
 
 
 def carry_out(
@@ -370,6 +366,35 @@ def test_the_old_switch_dies_before_the_vms_are_attached(tmp_path: Path) -> None
     assert world.pids["b"] is not None
 
 
+@pytest.mark.parametrize("at", ["point_to b", "start_at_boot b", "drop_clients a"])
+@pytest.mark.parametrize(("dead", "outcome", "left"), [("a", "done", "b"), ("b", "restored", "a")])
+def test_a_switch_that_dies_while_the_names_change(
+    tmp_path: Path, at: str, dead: SlotName, outcome: str, left: SlotName
+) -> None:
+    """The names end up with the one that lives and serves the VMs."""
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == at and world.pids[dead] is not None and not died:
+            died.append(name)
+            world.die(dead)
+
+    died: list[str] = []
+    world.fault = die
+    report = carry_out(made, plan)
+    assert died == [at]
+    assert report.outcome == outcome, report.error
+    settled(world, left)
+
+
+def test_names_that_somebody_else_has_block_the_run(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made[1].well_known.problem = lambda: "ovs-vswitchd (pid 5) runs there"  # type: ignore[method-assign]
+    assert [f.code for f in upgrade_plan(made).blocking] == ["WELL_KNOWN_TAKEN"]
+
+
 def test_a_missed_deadline_is_tried_again(tmp_path: Path) -> None:
     made = make(tmp_path)
     world = made[0]
@@ -438,6 +463,7 @@ def test_plan_order(tmp_path: Path) -> None:
     assert kinds == [
         StepKind.START_STANDBY,
         StepKind.REPLICATE,
+        StepKind.PROVE,
         StepKind.ATTACH_STANDBY,
         StepKind.ATTACH_STANDBY,
         StepKind.OPEN_WINDOW,
@@ -445,6 +471,8 @@ def test_plan_order(tmp_path: Path) -> None:
         StepKind.MOVE_VM,
         StepKind.CATCH_UP,
         StepKind.CLOSE_WINDOW,
+        StepKind.MOVE_CONTROL,
+        StepKind.PROMOTE,
         StepKind.SOAK,
         StepKind.RETIRE,
     ]

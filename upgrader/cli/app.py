@@ -77,7 +77,7 @@ def upgrade(
         raise typer.Exit(run_there(host, _ARGUMENTS))
     if context.invoked_subcommand is not None:
         _require_no_option_of_the_short_way(context)
-        if context.invoked_subcommand == "lab":
+        if context.invoked_subcommand in ("lab", "nic"):
             logs_of(context.obj)
         return
     if host is None:
@@ -139,29 +139,33 @@ _ARGUMENTS: list[str] = []  # of this process, for the host they are meant for
 
 def whole() -> typer.Typer:
     """The command with all there is of it."""
-    _mount(lab=True)
+    _mount(lab=True, nic=True)
     return app
 
 
-def _mount(*, lab: bool) -> None:
-    """The lab's commands take a fifth of a second to import: only for who uses them, or completes a line with them."""
+def _mount(*, lab: bool, nic: bool) -> None:
+    """Commands that take a fifth of a second to import: only for who uses them, or completes a line with them."""
     app.registered_groups = [g for g in app.registered_groups if g.typer_instance is verbs.config_app]
     if lab:
         from upgrader.lab.commands import lab_app  # noqa: PLC0415
 
         app.add_typer(lab_app)
     else:
-        app.add_typer(_lab_named_only)
+        app.add_typer(_named_only, name="lab", help="A host in a box: real OVS-DPDK and guests on this machine.")
+    if nic:
+        from upgrader.cli.nic import nic_app  # noqa: PLC0415
+
+        app.add_typer(nic_app)
+    else:
+        app.add_typer(_named_only, name="nic", help="What this NIC can do for an upgrade, and which rules are ours.")
 
 
-_lab_named_only = typer.Typer(
-    name="lab", help="A host in a box: real OVS-DPDK and real guests, in namespaces of this machine."
-)
+_named_only = typer.Typer()
 
 
-@_lab_named_only.callback()
-def _lab() -> None:
-    """Stands in `upgrade --help` for the lab's own commands."""
+@_named_only.callback()
+def _() -> None:
+    """Stands in `upgrade --help` for a group's own commands."""
 
 
 def main() -> None:
@@ -176,7 +180,7 @@ def _main(arguments: list[str]) -> int:
         completes = any(name.endswith("_COMPLETE") for name in os.environ)
         if completes:
             knows_the_shells()
-        _mount(lab=completes or "lab" in arguments)
+        _mount(lab=completes or "lab" in arguments, nic=completes or "nic" in arguments)
         code = int(app(args=arguments, standalone_mode=False, prog_name="upgrade") or Exit.DONE)
     except typer.Abort:  # no answer at the prompt
         code = _TYPERS_CTRL_C

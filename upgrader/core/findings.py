@@ -280,6 +280,15 @@ def _steering(facts: HostFacts) -> Iterator[Finding]:
         )
 
 
+def _control(facts: HostFacts) -> Iterator[Finding]:
+    if facts.control_problem:
+        yield _blocking(
+            "WELL_KNOWN_TAKEN",
+            facts.control_problem,
+            "set host.well_known in the configuration to the directory that this host's switch may have, or end that one",
+        )
+
+
 _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _switches,
     _target,
@@ -287,4 +296,5 @@ _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _vms,
     _switch_config,
     _steering,
+    _control,
 )

@@ -11,6 +11,7 @@ from typing import Literal
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
+from upgrader.core.steering import choose
 
 
 class StepKind(StrEnum):
@@ -18,12 +19,15 @@ class StepKind(StrEnum):
 
     START_STANDBY = "start-standby"
     REPLICATE = "replicate"
+    PROVE = "prove"
     COMPARE = "compare"
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
     CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
+    MOVE_CONTROL = "move-control"
+    PROMOTE = "promote"
     SOAK = "soak"
     RETIRE = "retire"
 
@@ -68,7 +72,7 @@ class Plan:
     id         from the content: two plans with the same id do the same
     source     slot whose switch serves the VMs now, and is retired
     target     slot whose switch serves them afterwards
-    strategy   how a VM's traffic is moved: ``per-vm``, or ``per-vm-dual`` where both slots get it for the moment
+    strategy   how a VM's traffic is moved, see `core.steering.choose`
     loses      what the strategy can cost, in words for the operator
     ports      the VMs to move
     all_ports  every VM of the host, with those that are where they should be
@@ -102,7 +106,7 @@ def upgrade(
 ) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
-    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), policy, start=True)
+    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), accept, policy, start=True)
 
 
 def restore(
@@ -129,7 +133,10 @@ def restore(
             ),
             *found,
         )
-    return _plan(facts, capabilities, other_slot(slot), slot, found, replace(policy, keep_old=False), start=False)
+    settled = (*accept, "STEERING_UNPROVEN")
+    return _plan(
+        facts, capabilities, other_slot(slot), slot, found, settled, replace(policy, keep_old=False), start=False
+    )
 
 
 def _plan(
@@ -138,10 +145,12 @@ def _plan(
     source: SlotName,
     target: SlotName,
     findings: tuple[Finding, ...],
+    accept: tuple[str, ...],
     policy: Policy,
     *,
     start: bool,
 ) -> Plan:
+    strategy = choose(capabilities, len(facts.ports), accept)
     old, new = facts.slot(source), facts.slot(target)
     every = tuple(_without_rings(p) for p in facts.ports)
     to_move = tuple(p for p in every if start or facts.serving(p) != target)
@@ -161,23 +170,30 @@ def _plan(
         steps.append(
             PlannedStep(
                 StepKind.REPLICATE,
-                f"copy OpenFlow state and neighbours from {source} to {target}, and compare",
+                f"copy ports, OpenFlow state and what was learned from {source} to {target}",
             )
         )
+        steps.append(PlannedStep(StepKind.PROVE, f"prove that {target} forwards as {source} does"))
     elif to_move:
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:
-        steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
+        window = "a steering rule for each VM, to the switch that serves it"
+        steps.append(
+            PlannedStep(
+                StepKind.OPEN_WINDOW, window if strategy.per_vm else "the whole port to where most VMs are served"
+            )
+        )
     steps += _moves(to_move, source, target)
     steps.append(PlannedStep(StepKind.CATCH_UP, f"VMs that came meanwhile: {source} -> {target}"))
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
+    steps.append(PlannedStep(StepKind.MOVE_CONTROL, f"controllers and managers to {target}"))
+    steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
     if policy.soak_s and start:
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
     if not policy.keep_old:
         steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
-    strategy, loses = _strategy(capabilities)
-    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps, policy))
+    content = repr((facts.host, source, target, old.status, new.installed_version, strategy.name, bound, steps, policy))
     return Plan(
         id=hashlib.sha256(content.encode()).hexdigest()[:12],
         host=facts.host,
@@ -185,13 +201,13 @@ def _plan(
         target=target,
         from_version=old.running_version,
         to_version=new.installed_version,
-        strategy=strategy,
-        loses=loses,
+        strategy=strategy.name,
+        loses=strategy.loses,
         ports=to_move,
         all_ports=every,
         bindings=bound,
         steps=tuple(steps),
-        findings=findings,
+        findings=tuple(sorted((*strategy.findings, *findings), key=lambda f: list(Severity).index(f.severity))),
         policy=policy,
     )
 
@@ -209,16 +225,3 @@ def _moves(ports: Sequence[VmPort], source: SlotName, target: SlotName) -> list[
         )
         for n, p in enumerate(ports)
     ]
-
-
-def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:
-    across = "between two VMs, what is sent while they are on different switches"
-    if capabilities.dual_delivery:
-        return (
-            "per-vm-dual",
-            f"per VM what arrives during the hand-over itself, about a millisecond; {across}",
-        )
-    return (
-        "per-vm",
-        f"per VM what arrives between the hand-over and the turn of its rule, some milliseconds; {across}",
-    )

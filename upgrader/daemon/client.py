@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from upgrader.core.errors import HostError, UpgradeError
 from upgrader.daemon.protocol import RemoteError, Stream, encode, read
 
 _START_S = 30.0
+_TAKEOVER_S = 3.0
 
 
 class Client:
@@ -83,28 +84,24 @@ def ensure(path: Path, config: Path) -> Client:
 
     Raises what it says when it cannot start: LockedError's exit code where another one holds the host.
     """
-    if (client := connect(path)) is not None:
-        return client
-    _start(config)
-    try:
-        for attempt in Retrying(
-            retry=retry_if_exception_type(_NotYetError),
-            stop=stop_after_delay(_START_S),
-            wait=wait_fixed(0.02),
-            reraise=True,
-        ):
-            with attempt:
-                if (client := connect(path)) is None:
-                    raise _NotYetError
-    except _NotYetError:
-        raise _gone("it was started and does not listen") from None
-    if client is None:
-        raise _gone("it was started and does not listen")
-    return client
+    # one that lingered may be about to end: it answers no more, and holds the host for a moment yet
+    for attempt in Retrying(
+        retry=retry_if_exception(_may_pass), stop=stop_after_delay(_TAKEOVER_S), wait=wait_fixed(0.05), reraise=True
+    ):
+        with attempt:
+            if (client := connect(path)) is not None:
+                client.call("ping")
+                return client
+            _start(config)
+            if (client := connect(path)) is not None:
+                client.call("ping")
+                return client
+            raise _gone("it was started and does not listen")
+    raise AssertionError("tenacity ends by a result or an error")
 
 
-class _NotYetError(Exception):
-    pass
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, UpgradeError) and error.code in ("DAEMON_GONE", "HOST_LOCKED")
 
 
 def _start(config: Path) -> None:

@@ -82,6 +82,15 @@ class Runner:
             self._control.ask(request)
             return self._now()
 
+    def keep(self) -> None:
+        """Keep right what has to be between runs; nothing while one is on, and none begins meanwhile."""
+        with self._lock:
+            if not self.busy:
+                try:
+                    self._coordinator.keep()
+                except UpgradeError as error:
+                    log.warning("could not be kept right", error=str(error))
+
     def join(self, timeout_s: float | None = None) -> None:
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -136,6 +145,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.runner = Runner(coordinator)
         self.path = path
         self._config = config
+        self._door = threading.Lock()
+        self._closing = False
         self.clients = 0
         self.last_used = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -156,6 +167,25 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 next=f"upgrade --config {self._config} --host localhost",
             )
 
+    def enter(self) -> bool:
+        """Count a client in, unless we are about to end: then it starts another daemon."""
+        with self._door:
+            if self._closing:
+                return False
+            self.clients += 1
+            return True
+
+    def leave(self) -> None:
+        with self._door:
+            self.clients -= 1
+            self.last_used = time.monotonic()
+
+    def close_if_idle(self, linger_s: float) -> bool:
+        """Let nobody in any more, if nobody has been here for so long."""
+        with self._door:
+            self._closing = self.idle_s > linger_s
+            return self._closing
+
     def server_close(self) -> None:
         super().server_close()
         self.path.unlink(missing_ok=True)
@@ -172,7 +202,8 @@ class _Handler(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        self.server.clients += 1
+        if not self.server.enter():
+            return
         try:
             uid = peer_uid(self.connection)
             if uid not in (0, os.geteuid()):
@@ -199,8 +230,7 @@ class _Handler(socketserver.StreamRequestHandler):
         except OSError:
             pass  # the client is gone; what it asked for goes on
         finally:
-            self.server.clients -= 1
-            self.server.last_used = time.monotonic()
+            self.server.leave()
 
     def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         server = self.server

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import structlog
@@ -25,6 +26,7 @@ from upgrader.wiring import coordinator
 log = structlog.get_logger(__name__)
 
 LINGER_S = 5.0  # one that the CLI started stays for so long after its last client
+_KEEP_S = 2.0  # between two looks at what has to be kept right while no run is on
 _LAST_STEP_S = 120.0  # the step in hand may take to end
 
 
@@ -46,11 +48,15 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         _tell(tell, {"ready": True})
         notify("READY=1")
         beat_s = watchdog_s()
+        kept = 0.0
         try:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
                 if beat_s:
                     notify("WATCHDOG=1")
-                if linger and server.idle_s > LINGER_S:
+                if time.monotonic() - kept > _KEEP_S:
+                    server.runner.keep()
+                    kept = time.monotonic()
+                if linger and server.close_if_idle(LINGER_S):
                     break
         finally:
             notify("STOPPING=1")

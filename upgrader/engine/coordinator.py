@@ -59,6 +59,10 @@ class Coordinator:
         self._journal.append(view.heading.run_id, event)
         return settled
 
+    def keep(self) -> None:
+        """Said now and then while no run is on: the well-known names follow the switch that has them."""
+        self._setup().host.well_known.mend()
+
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
         if plan.blocking:

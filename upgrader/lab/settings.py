@@ -41,6 +41,7 @@ def settings(lab: LabSpec) -> dict[str, Any]:
             "lock": str(lab.directory / "run.lock"),
             "journal": str(lab.directory / "coordinator/journal.db"),
             "socket": str(lab.directory / "upgraded.sock"),
+            "well_known": str(lab.well_known),
         },
         "nic": {"pf": names.PF, "netns": lab.namespaces.host, "vxlan_port": names.VXLAN_PORT},
         "slots": slots,

@@ -8,16 +8,19 @@ standby. `World.trouble` lists every broken promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from upgrader.core import openflow
+from upgrader.core.control import Control
 from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
     HugepagePool,
     Interface,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -31,7 +34,10 @@ from upgrader.core.model import (
     VmInterface,
     VmPort,
 )
-from upgrader.ports import Host
+from upgrader.core.openflow import BridgeState
+from upgrader.core.proof import Difference
+from upgrader.core.replica import Copied
+from upgrader.ports import Follower, Host
 from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
 
 
@@ -50,9 +56,11 @@ class World:
     bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
     fail_modes: dict[str, str | None] = field(default_factory=dict)
     steady: tuple[SlotName, ...] = ("a",)
+    in_control: SlotName | None = "a"
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
+    control: SlotName | None = "a"
     dual: bool = True
     next_pid: int = 5000
     dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
@@ -169,6 +177,9 @@ class SimProcesses:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
 
+    def start_at_boot(self, slot: Slot) -> None:
+        self._w.call(f"start_at_boot {slot.name}")
+
 
 class SimDatabase:
     def __init__(self, world: World) -> None:
@@ -195,6 +206,43 @@ class SimDatabase:
         self._w.call(f"rehome {slot.name}")
         self._w.bound[slot.name] = tuple(bindings)
 
+    def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
+        self._w.call(f"sync {source.name} {target.name}")
+        if bindings:
+            self._w.bound[target.name] = tuple(bindings)
+        return Copied()
+
+    def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
+        self._w.look(f"differences {source.name} {target.name}")
+        return ()
+
+    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower:
+        raise NotImplementedError("the simulated host has nothing to monitor")
+
+    def in_control(self, slot: Slot) -> bool:
+        self._w.look(f"in_control {slot.name}")
+        return self._w.in_control == slot.name
+
+    def control(self, slot: Slot) -> Control:
+        self._w.look(f"control {slot.name}")
+        return Control((), (), (), frozenset())
+
+    def release_control(self, slot: Slot) -> None:
+        self._w.call(f"release_control {slot.name}")
+        if self._w.in_control == slot.name:
+            self._w.in_control = None
+
+    def assume_control(self, slot: Slot) -> None:
+        self._w.call(f"assume_control {slot.name}")
+        holder = self._w.in_control
+        if holder not in (None, slot.name) and self._w.pids[holder] is not None:
+            self._w.trouble.append(f"slot {slot.name} took control while {self._w.in_control} had it")
+        self._w.in_control = slot.name
+
+    def unready(self, slot: Slot, expected_up: Sequence[str]) -> tuple[str, ...]:
+        self._w.look(f"unready {slot.name}")
+        return ()
+
     def set_fail_modes(self, slot: Slot, modes: dict[str, str | None]) -> None:
         self._w.call(f"set_fail_modes {slot.name}")
         self._w.fail_modes = modes
@@ -214,19 +262,29 @@ class SimOpenFlow:
     def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]:
         return ()
 
-    def copy(self, source: Slot, target: Slot, bridge: str) -> int:
+    def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         self._w.call(f"copy {bridge}")
         self._w.flows[target.name, bridge] = self.flows(source, bridge)
-        return len(self.flows(source, bridge))
+        return {"flow add": len(self.flows(source, bridge))}
 
-    def difference(self, source: Slot, target: Slot, bridge: str) -> str:
-        ours, theirs = set(self.flows(target, bridge)), set(self.flows(source, bridge))
-        self._w.look(f"difference {bridge}")
-        return "\n".join([f"-{f}" for f in sorted(theirs - ours)] + [f"+{f}" for f in sorted(ours - theirs)])
+    def release_flows(self, slot: Slot, bridge: str) -> int:
+        return 0
 
-    def copy_neighbours(self, source: Slot, target: Slot) -> int:
-        self._w.call("copy_neighbours")
-        return 1
+    def differences(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Difference, ...]:
+        self._w.look(f"differences {bridge}")
+        sides = BridgeState(flows=self.flows(source, bridge)), BridgeState(flows=self.flows(target, bridge))
+        return openflow.differences(bridge, *sides)
+
+    def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
+        self._w.call("sync_learned")
+        return {"neighbours": 1}
+
+    def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
+        return ()
+
+    def traces(self, source: Slot, target: Slot, limit: int) -> tuple[int, tuple[Difference, ...]]:
+        self._w.look("traces")
+        return 0, ()
 
 
 class SimHypervisor:
@@ -292,7 +350,15 @@ class SimSteering:
     def capabilities(self) -> SteeringCapabilities:
         return SteeringCapabilities(dual_delivery=self._w.dual)
 
-    def steady(self, slot: SlotName) -> None:
+    def facts(self) -> NicFacts:
+        return NicFacts("simulated", "1", "", "", "simulated", 1 + len(self._w.rules), ())
+
+    def prepare(self, slot: SlotName) -> None:
+        self._w.call(f"prepare {slot}")
+        if self._w.pids[slot] is not None:
+            self._w.trouble.append(f"slot {slot}'s VF was prepared, and so reset, under a running switch")
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._w.call(f"steady {slot}")
         self._w.steady = (slot,)
 
@@ -311,6 +377,14 @@ class SimSteering:
         self._w.call(f"close_window {slot}")
         self._w.steady = (slot,)
         self._w.rules.clear()
+
+    def failover(self, slot: SlotName) -> None:
+        self._w.call(f"failover {slot}")
+        self._w.steady = (slot,)
+        self._w.rules = dict.fromkeys(self._w.rules, (slot,))
+
+    def arrived(self) -> dict[SlotName, int]:
+        return {"a": 0, "b": 0}
 
     def rules(self) -> tuple[SteeringRule, ...]:
         self._w.look("rules")
@@ -348,6 +422,40 @@ class SimResources:
         self._w.call("copy_addresses")
 
 
+class SimWellKnown:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def adopt(self) -> None:
+        pass
+
+    def mend(self) -> SlotName | None:
+        return self._w.control
+
+    def current(self) -> SlotName | None:
+        return self._w.control
+
+    def problem(self) -> str | None:
+        return None
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        self._w.call(f"point_to {name}")
+        if self._w.pids[name] is None:
+            raise refused(f"slot {name} is down")
+        self._w.control = name
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        self._w.call(f"drop_clients {slot}")
+        return True
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        self._w.look("who_answers")
+        pid = self._w.pids[self._w.control] if self._w.control else None
+        database = pid + 1 if pid else None
+        names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
+        return names | {f"{b}.mgmt": pid for b in bridges}
+
+
 class SimClock:
     """Time goes on only by sleeping."""
 
@@ -383,6 +491,7 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
         hypervisor=SimHypervisor(world),
         steering=SimSteering(world),
         resources=SimResources(world),
+        well_known=SimWellKnown(world),
         clock=SimClock(world),
         ready_timeout_s=5.0,
     )

@@ -17,6 +17,7 @@ from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.open_window import require_rules
+from upgrader.steps.replication import keep_up
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class MoveVm:
             return {"already": context.target.name}
         if _restarted(context, now):
             return {"later": f"{port.label} was restarted since it was given its standby"}
+        keep_up(context)
         return {"move": asdict(hand_over(context, port, now, context.source, context.target))}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from upgrader.core.errors import StepError
 from upgrader.core.plan import PlannedStep
-from upgrader.core.report import VmMove
 from upgrader.steps.base import Context, Data
-from upgrader.steps.catch_up import catch_up
+from upgrader.steps.catch_up import bring_late
 
 _POLL_S = 0.2
 
@@ -23,15 +20,13 @@ class Soak:
     def do(self, context: Context, step: PlannedStep) -> Data:
         """VMs that come meanwhile are moved as they come."""
         clock = context.host.clock
-        moves: list[VmMove] = []
+        moves: list[dict[str, object]] = []
         deadline = clock.monotonic_s() + context.plan.policy.soak_s
         while clock.monotonic_s() < deadline:
             context.wait(_POLL_S)
-            if came := catch_up(context):
-                context.host.steering.close_window(context.target.name)  # no rule for single VMs behind the window
-                moves += came
+            moves += bring_late(context)
             require_served(context)
-        return {"moves": [asdict(m) for m in moves]}
+        return {"moves": moves}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         require_served(context)

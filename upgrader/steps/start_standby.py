@@ -18,11 +18,10 @@ class StartStandby:
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target
         host.processes.stop(target)
-        target.rundir.mkdir(parents=True, exist_ok=True)
-        image = target.rundir / "conf.db.copy"
-        host.database.backup(source, image)
-        host.processes.start_database(target, image)
-        host.database.rehome(target, context.plan.bindings)
+        host.resources.remove(target.db_file)  # of an earlier run: the new one has the schema of its version
+        host.processes.start_database(target)
+        host.database.sync(source, target, context.plan.bindings, applied=False)
+        host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
         host.resources.copy_addresses(source, target, [b.name for b in facts.bridges])

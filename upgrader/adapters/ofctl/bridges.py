@@ -1,0 +1,105 @@
+"""Flows, groups, meters and TLV maps: dumped from both switches, compared, and brought over in one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from upgrader.adapters.ofctl import learned, traces
+from upgrader.adapters.ofctl.programs import ofctl
+from upgrader.core import openflow
+from upgrader.core.model import Slot
+from upgrader.core.openflow import BridgeState
+from upgrader.core.proof import Difference
+
+_NO_FLOWS = "--no-stats dump-flows"
+
+
+class Ofctl:
+    """Reads, copies and compares what is in bridges."""
+
+    def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """Every flow as ovs-ofctl prints it, without statistics and with port numbers."""
+        return openflow.body(ofctl(slot, slot, bridge, _NO_FLOWS))
+
+    def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """Every group as ovs-ofctl prints it, with port numbers."""
+        return openflow.body(ofctl(slot, slot, bridge, "dump-groups"))
+
+    def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
+        old, new = _both(source, target, bridge, hold=hold)
+        changed = {}
+        if stale := openflow.stale_tlvs(old.tlv_map, new.tlv_map):
+            new = _forget_tlvs(target, bridge, new, stale)
+            changed["tlv delete"] = len(stale)
+        if added := openflow.stale_tlvs(new.tlv_map, old.tlv_map):
+            ofctl(target, target, bridge, "add-tlv-map", ",".join(added))
+            changed["tlv add"] = len(added)
+        differ = openflow.numbered(old.meters), openflow.numbered(new.meters)
+        for number in [n for n, m in differ[0].items() if differ[1].get(n) != m]:
+            verb = "mod-meter" if number in differ[1] else "add-meter"
+            ofctl(target, target, bridge, verb, differ[0][number])
+            changed["meter set"] = changed.get("meter set", 0) + 1
+        if lines := openflow.bundle(old, new, moving=moving):
+            _bundle(target, bridge, lines)
+            changed |= openflow.summary(lines)
+        for number in differ[1].keys() - differ[0].keys():  # the flows that used it are gone by now
+            ofctl(target, target, bridge, "del-meter", number)
+            changed["meter delete"] = changed.get("meter delete", 0) + 1
+        return changed
+
+    def release_flows(self, slot: Slot, bridge: str) -> int:
+        if lines := openflow.released(self.flows(slot, bridge)):
+            _bundle(slot, bridge, lines)
+        return len(lines)
+
+    def differences(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Difference, ...]:
+        old, new = _both(source, target, bridge, hold=hold)
+        return openflow.differences(bridge, old, new)
+
+    def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
+        return learned.sync(source, target, bridges)
+
+    def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
+        return learned.differences(source, target, bridges)
+
+    def traces(self, source: Slot, target: Slot, limit: int) -> tuple[int, tuple[Difference, ...]]:
+        return traces.compare(source, target, limit)
+
+
+def _bundle(slot: Slot, bridge: str, lines: Sequence[str]) -> None:
+    ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+
+
+def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
+    """Both sides, read at the same time."""
+    with ThreadPoolExecutor(2) as readers:
+        old, new = readers.map(lambda slot: _state(target, slot, bridge), (source, target))
+    if hold:
+        old = BridgeState(openflow.held(old.flows), old.groups, old.meters, old.tlv_map)
+        new = BridgeState(openflow.held(new.flows), new.groups, new.meters, new.tlv_map)
+    return old, new
+
+
+def _state(reader: Slot, slot: Slot, bridge: str) -> BridgeState:
+    return BridgeState(
+        flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS)),
+        groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups")),
+        meters=openflow.meters(ofctl(reader, slot, bridge, "dump-meters")),
+        tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map")),
+    )
+
+
+def _forget_tlvs(target: Slot, bridge: str, state: BridgeState, stale: Sequence[str]) -> BridgeState:
+    """Delete mappings, and before them the flows that use them; returns what is left."""
+    gone = openflow.using(state.flows, stale)
+    if gone:
+        _bundle(target, bridge, [f"flow delete_strict {openflow.identity(f)}" for f in gone])
+    ofctl(target, target, bridge, "del-tlv-map", ",".join(stale))
+    left = set(gone)
+    return BridgeState(
+        tuple(f for f in state.flows if f not in left),
+        state.groups,
+        state.meters,
+        tuple(t for t in state.tlv_map if t not in set(stale)),
+    )

@@ -1,0 +1,174 @@
+"""Reads the databases of slots, makes one follow another, and hands control over; through their unix sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from upgrader.adapters import gate
+from upgrader.adapters.ovsdb import idl
+from upgrader.adapters.ovsdb.session import Session, session
+from upgrader.core import control, replica
+from upgrader.core.control import Control
+from upgrader.core.errors import CommandError, HostError
+from upgrader.core.model import PortBinding, Slot, SwitchFacts
+from upgrader.core.proof import Difference
+from upgrader.core.replica import ROOT, Copied, Edit, Tables
+
+log = structlog.get_logger(__name__)
+
+_APPLIED_S = 60.0
+_MANAGERS = "db:Open_vSwitch,Open_vSwitch,manager_options"
+
+
+class Ovsdb:
+    """Reads and writes the databases of slots."""
+
+    def read(self, slot: Slot) -> SwitchFacts:
+        return idl.read(slot)
+
+    def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
+        idl.wait_for_ports(slot, interfaces, timeout_s)
+
+    def unready(self, slot: Slot, expected_up: Sequence[str]) -> tuple[str, ...]:
+        return idl.unready(slot, expected_up)
+
+    def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
+        with session(source) as old, session(target) as new:
+            return _sync(old, new, bindings, applied=applied)
+
+    def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
+        with session(source) as old, session(target) as new:
+            wanted, _ = _wanted(old, new, bindings)
+            return (*replica.differences(wanted, replica.configuration(new.tables)), *_numbers(old, new))
+
+    def in_control(self, slot: Slot) -> bool:
+        with session(slot) as opened:
+            return control.in_control(opened.tables)
+
+    def control(self, slot: Slot) -> Control:
+        with session(slot) as opened:
+            return control.control(opened.tables)
+
+    def release_control(self, slot: Slot) -> None:
+        with session(slot) as opened:
+            if control.in_control(opened.tables):
+                _change(opened, control.released(opened.tables, slot), applied=True)
+
+    def assume_control(self, slot: Slot) -> None:
+        with session(slot) as opened:
+            if not control.is_parked(opened.tables):
+                return
+            if control.control(opened.tables).managers:
+                _serve_managers(slot)
+            _change(opened, control.assumed(opened.tables), applied=True)
+
+    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower:
+        return Follower(source, target, bindings)
+
+
+class Follower:
+    """Keeps one database what another says, from one monitor of it: a snapshot, then every change.
+
+    `poll` takes in what came and applies it. A connection that is lost is said by HostError, once; the next `poll`
+    begins again with a snapshot.
+    """
+
+    def __init__(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> None:
+        self._source, self._target, self._bindings = source, target, bindings
+        self._sessions: tuple[Session, Session] | None = None
+
+    def poll(self, timeout_s: float = 0.0) -> Copied:
+        try:
+            fresh = self._sessions is None
+            if self._sessions is None:
+                self._sessions = Session(self._source), Session(self._target)
+            old, new = self._sessions
+            came = old.poll(timeout_s)
+            if not (new.poll() or came or fresh):
+                return Copied()
+            return _sync(old, new, self._bindings, applied=False)
+        except HostError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for opened in self._sessions or ():
+            opened.close()
+        self._sessions = None
+
+
+def _wanted(old: Session, new: Session, bindings: Sequence[PortBinding]) -> tuple[Tables, tuple[str, ...]]:
+    """What the follower's database has to hold, and what of the source's it cannot."""
+    standby = replica.standby(old.tables, new.tables, new.slot, bindings)
+    return replica.fit(control.parked(old.tables, standby), new.schema)
+
+
+def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applied: bool) -> Copied:
+    if not old.tables.get(ROOT):
+        raise HostError(
+            "DATABASE_EMPTY",
+            f"the database of slot {old.slot.name} holds no configuration",
+            state=f"slot {new.slot.name} was not changed",
+            next=f"ovs-vsctl --db=unix:{old.slot.db_socket} show",
+        )
+    wanted, lost = _wanted(old, new, bindings)
+    floor = max(_next_cfg(old.tables), _next_cfg(new.tables) + 1)
+    edits = _change(new, wanted, applied=applied, number=floor)
+    waiting = tuple(
+        sorted(str(replica.one(old.tables[replica.PORT][u], "name")) for u in replica.unsettled(old.tables))
+    )
+    told = tuple(f"{e.op} {e.table} {e.name}" for e in edits)
+    if told:
+        log.debug("database followed", slot=new.slot.name, changes=told)
+    return Copied(changes=told, lost=lost, waiting=waiting)
+
+
+def _change(opened: Session, wanted: Tables, *, applied: bool, number: int | None = None) -> tuple[Edit, ...]:
+    """Bring a database to `wanted` in one transaction; with `applied`, wait until the switch has taken it.
+
+    `number` is the `next_cfg` it gets: not below the other side's, so that a client that waits for a number there is
+    not disappointed when it goes on here.
+    """
+    edits = replica.edits(wanted, replica.configuration(opened.tables))
+    if not edits:
+        return ()
+    number = number or _next_cfg(opened.tables) + 1
+    asked: dict[str, object] = {"op": "update", "table": ROOT, "where": [], "row": {"next_cfg": number}}
+    opened.transact(edits, more=[asked])
+    if applied:
+        opened.wait_applied(number, _APPLIED_S)
+    return edits
+
+
+def _next_cfg(tables: Tables) -> int:
+    return max((int(n) for r in replica.rows(tables, ROOT) for n in r.get("next_cfg", ())), default=0)
+
+
+def _numbers(old: Session, new: Session) -> tuple[Difference, ...]:
+    """Ports whose OpenFlow number is another: what was asked for is not always what a switch gives."""
+    numbers = [
+        {str(replica.one(r, "name")): str(replica.one(r, "ofport")) for r in replica.rows(s.tables, replica.INTERFACE)}
+        for s in (old, new)
+    ]
+    return tuple(
+        Difference("port number", "database", name, numbers[0].get(name), numbers[1].get(name))
+        for name in sorted(numbers[0].keys() & numbers[1].keys())
+        if numbers[0][name] != numbers[1][name]
+    )
+
+
+def _serve_managers(slot: Slot) -> None:
+    """Have the slot's ovsdb-server connect to the managers in its database (ovsdb-server(1)); said twice, it is one."""
+    argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=10", "-t", str(slot.ovsdb_ctl)]
+    try:
+        if _MANAGERS not in gate.run([*argv, "ovsdb-server/list-remotes"]).stdout.split():
+            gate.run([*argv, "ovsdb-server/add-remote", _MANAGERS])
+    except CommandError as error:
+        raise HostError(
+            "MANAGERS_NOT_SERVED",
+            f"the database of slot {slot.name} cannot be told to connect to its managers: {error.reason}",
+            state=f"control was not given to slot {slot.name}",
+            next=error.command,
+        ) from error

@@ -1,0 +1,114 @@
+"""Prove that the new switch forwards as the old one does, before any VM moves; or refuse, and print what differs."""
+
+from __future__ import annotations
+
+from upgrader.core import proof
+from upgrader.core.errors import StepError
+from upgrader.core.model import Slot
+from upgrader.core.plan import PlannedStep
+from upgrader.core.proof import Difference
+from upgrader.steps import replication
+from upgrader.steps.base import Context, Data
+
+_TRACES = 12
+_ROUNDS = 4
+
+
+class Prove:
+    pause_safe = True
+    lasting = False
+
+    def check(self, context: Context, step: PlannedStep) -> None:
+        context.target_pid()
+
+    def do(self, context: Context, step: PlannedStep) -> Data:
+        """Every class compared, live flows traced in both, every port looked at."""
+        leader, follower = replication.sides(context)
+        rounds = _require_equal(context, leader, follower)
+        traced, otherwise = context.host.openflow.traces(leader, follower, _TRACES)
+        if otherwise:  # a flow that changed between two traces does not differ twice
+            again = context.host.openflow.traces(leader, follower, _TRACES)[1]
+            if lasting := proof.persisting(otherwise, again):
+                raise _refused(leader, follower, lasting)
+        require_ready(context)
+        return {"rounds": rounds, "traced": traced}
+
+    def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        """Nothing more: the step is a look at the host from beginning to end."""
+
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        return {}
+
+
+class Compare:
+    """Before VMs go to a switch that an earlier run started: is it what the other one is?"""
+
+    pause_safe = True
+    lasting = False
+
+    def check(self, context: Context, step: PlannedStep) -> None:
+        context.target_pid()
+
+    def do(self, context: Context, step: PlannedStep) -> Data:
+        """Nothing to compare with when the other switch is gone: then any switch is better than none."""
+        if context.pid(context.source) is None:
+            return {"compared": f"with nothing: slot {context.source.name} does not run"}
+        return {"rounds": _require_equal(context, *replication.sides(context))}
+
+    def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        """As for Prove."""
+
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        return {}
+
+
+def require_ready(context: Context) -> None:
+    """Raise unless every port of the new switch has its number, and link, pool and rings where it should by now."""
+    host = context.host
+    up = {i.name for i in host.database.read(context.source).interfaces if i.link_state == "up"}
+    vhost = {i.name for i in host.database.read(context.target).vhost_interfaces()}
+    waiting = set()
+    for port in context.plan.all_ports:
+        now = host.hypervisor.ownership(port)
+        if now and now.standby and now.standby.ready and now.standby.pid == context.target_pid():
+            waiting.add(port.interface)
+    lacking = list(host.database.unready(context.target, sorted({context.target.uplink, *(up - vhost), *waiting})))
+    polled = host.processes.polled_queues(context.target) if waiting else {}
+    lacking += [f"{name}: no ring is polled" for name in sorted(waiting) if not polled.get(name)]
+    if lacking:
+        raise StepError(
+            "STANDBY_PORTS_NOT_READY",
+            f"ports of slot {context.target.name} are not ready: " + "; ".join(lacking),
+            state="no VM was moved",
+            next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
+        )
+
+
+def _require_equal(context: Context, leader: Slot, follower: Slot) -> int:
+    """Raise unless both are equal, however long controllers go on writing; returns how often it took to look.
+
+    What was written between the two reads is brought over and looked at again: only what differs in the same way
+    twice is a difference.
+    """
+    before = replication.differences(context, leader, follower)
+    for number in range(1, _ROUNDS + 1):
+        if not before:
+            return number
+        replication.follow(context, leader, follower)
+        now = replication.differences(context, leader, follower)
+        if lasting := proof.persisting(before, now):
+            raise _refused(leader, follower, lasting)
+        if number == _ROUNDS:
+            return number + 1  # something else each time: a writer at work, and each of its changes came over
+        before = now
+    return _ROUNDS
+
+
+def _refused(leader: Slot, follower: Slot, found: tuple[Difference, ...]) -> StepError:
+    return StepError(
+        "SWITCHES_DIFFER",
+        f"slot {follower.name} is not what slot {leader.name} is, in {len(found)} things "
+        f"(active is {leader.name}, standby is {follower.name}):\n{proof.tell(found)}",
+        state="no VM was moved",
+        next="upgrade --host localhost",
+    )

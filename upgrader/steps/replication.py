@@ -1,0 +1,74 @@
+"""Keeping one switch as the other is: what the steps share that copy, prove, and hand control over.
+
+The slot in control is the source, whichever way VMs are moved: controllers write there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from upgrader.core.errors import StepError, UpgradeError
+from upgrader.core.model import PortBinding, Slot
+from upgrader.core.proof import Difference
+from upgrader.steps.base import Context, Data
+
+
+def sides(context: Context) -> tuple[Slot, Slot]:
+    """The slot that is followed and the one that follows; the run's own direction where neither or both are in control."""
+    if context.host.database.in_control(context.target) and not context.host.database.in_control(context.source):
+        return context.target, context.source
+    return context.source, context.target
+
+
+def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
+    """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
+    host = context.host
+    copied = host.database.sync(leader, follower, _bindings(context, follower))
+    bridges = _bridges(context, leader, follower)
+    host.resources.copy_addresses(leader, follower, bridges)
+    changed: dict[str, object] = {"rows": len(copied.changes)}
+    total: dict[str, int] = {}
+    for bridge in bridges:
+        for what, count in host.openflow.sync(leader, follower, bridge, hold=hold, moving=moving).items():
+            total[what] = total.get(what, 0) + count
+    taught = host.openflow.sync_learned(leader, follower, bridges)
+    changed |= total | {what: count for what, count in taught.items() if count}
+    return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
+
+
+def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Difference, ...]:
+    """Everything that is not the same in both, time-outs that are held aside."""
+    host = context.host
+    bridges = _bridges(context, leader, follower)
+    return (
+        *host.database.differences(leader, follower, _bindings(context, follower)),
+        *(d for b in bridges for d in host.openflow.differences(leader, follower, b, hold=True)),
+        *host.openflow.learned_differences(leader, follower, bridges),
+    )
+
+
+def keep_up(context: Context) -> Data:
+    """Once more, between two VMs. Raises StepError when the standby cannot be kept in step: no VM may go to it then."""
+    if context.pid(context.source) is None or context.pid(context.target) is None:
+        return {}  # one is left: there is nothing to follow, and the step says what that means
+    leader, follower = sides(context)
+    try:
+        return follow(context, leader, follower, moving=True)
+    except UpgradeError as error:
+        raise StepError(
+            "REPLICATION_STALE",
+            f"slot {follower.name} cannot be kept what slot {leader.name} is: {error}",
+            state="no further VM was moved",
+            next=error.next,
+        ) from error
+
+
+def _bindings(context: Context, follower: Slot) -> Sequence[PortBinding]:
+    """Planned ones for the slot that VMs go to; the other keeps what it has."""
+    return context.plan.bindings if follower.name == context.target.name else ()
+
+
+def _bridges(context: Context, leader: Slot, follower: Slot) -> list[str]:
+    """Bridges of both: one that is only in one of them is a difference of the databases."""
+    there = {b.name for b in context.host.database.read(follower).bridges}
+    return [b.name for b in context.host.database.read(leader).bridges if b.name in there]
