@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.support.operator import Operator
 from tests.support.runs import sim_run
 from upgrader.cli import app, render
 from upgrader.core.errors import Exit, HostError
@@ -119,3 +120,14 @@ def test_what_a_person_sees_of_plan_and_report(tmp_path: Path, capsys: pytest.Ca
     ):
         assert words in text, text
     assert run.world.trouble == []
+
+
+def test_a_plan_that_was_edited_is_not_carried_out_as_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Operator(tmp_path, monkeypatch)
+    assert host.types("plan", "--out", "plan.json")[0] == Exit.DONE
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["steps"] = [s for s in plan["steps"] if s["kind"] != "prove"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, out, _ = host.types("run", "plan.json", "--yes", "--json")
+    assert code == Exit.DONE
+    assert any("prove" in step["title"] for step in json.loads(out)["steps"])

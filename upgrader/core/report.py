@@ -160,7 +160,10 @@ def detail(data: Mapping[str, object]) -> str:
     """Outcome data in words: ``pid 4711``, ``flows 12, neighbours 1``; a hand-over by its blackout."""
     if moves := vm_moves(data):
         return ", ".join(f"blackout {m.blackout_us / 1000:.2f} ms" for m in moves)
-    return ", ".join(f"{k} {v}" for k, v in data.items() if k not in ("took_s", "moves"))
+    told = {
+        k.replace("_", " "): v for k, v in data.items() if k not in ("took_s", "moves") and v not in ({}, [], "", None)
+    }
+    return ", ".join(f"{k} {len(v) if isinstance(v, (dict, list)) else v}" for k, v in told.items())
 
 
 def vm_moves(data: Mapping[str, object]) -> tuple[VmMove, ...]:
