@@ -177,7 +177,7 @@ def test_after_an_upgrade_switch_and_vm_may_restart(lab: Lab) -> None:
     wait_until(
         lambda: {p.ownership.owner_pid for p in host.facts().ports if p.ownership} == {host.pid("b")}, "reconnect"
     )
-    assert all_reachable(lab)
+    wait_until(lambda: all_reachable(lab), "the restarted switch has learned its neighbours", 30)
     vm = lab.guests[0]
     virsh = ["virsh", "-c", lab.spec.libvirt_uri]
     xml = lab.spec.directory / "vm.xml"

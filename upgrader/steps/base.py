@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from upgrader.core.errors import StepError, StopAskedError
@@ -12,6 +12,13 @@ from upgrader.core.plan import Plan, PlannedStep
 from upgrader.ports import Host
 
 Data = Mapping[str, object]
+
+
+@dataclass(slots=True)
+class Freshness:
+    """When the standby was last brought in step, CLOCK_MONOTONIC, seconds; None: not by this coordinator."""
+
+    at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,7 @@ class Context:
     source: Slot
     target: Slot
     stop_asked: Callable[[], bool] = lambda: False
+    freshness: Freshness = field(default_factory=Freshness)
 
     def wait(self, seconds: float) -> None:
         """Let time pass. Raises StopAskedError at once when a person wants the run to stop: for steps that only wait."""

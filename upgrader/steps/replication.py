@@ -12,6 +12,8 @@ from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
 from upgrader.steps.base import Context, Data
 
+_FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
+
 
 def sides(context: Context) -> tuple[Slot, Slot]:
     """The slot that is followed and the one that follows; the run's own direction where neither or both are in control."""
@@ -23,6 +25,7 @@ def sides(context: Context) -> tuple[Slot, Slot]:
 def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
     """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
     host = context.host
+    context.freshness.at_s = host.clock.monotonic_s()  # what is written from now on may be missed
     copied = host.database.sync(leader, follower, _bindings(context, follower))
     bridges = _bridges(context, leader, follower)
     host.resources.copy_addresses(leader, follower, bridges)
@@ -48,7 +51,13 @@ def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Differe
 
 
 def keep_up(context: Context) -> Data:
-    """Once more, between two VMs. Raises StepError when the standby cannot be kept in step: no VM may go to it then."""
+    """Once more, between two VMs, unless that was a moment ago: it takes longer than the move of a VM.
+
+    Raises StepError when the standby cannot be kept in step: no VM may go to it then.
+    """
+    kept, now_s = context.freshness.at_s, context.host.clock.monotonic_s()
+    if kept is not None and now_s - kept < _FRESH_S:
+        return {}
     if context.pid(context.source) is None or context.pid(context.target) is None:
         return {}  # one is left: there is nothing to follow, and the step says what that means
     leader, follower = sides(context)
