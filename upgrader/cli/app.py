@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -170,6 +171,7 @@ def _() -> None:
 
 def main() -> None:
     """Entry point: whatever goes wrong ends with three lines and an exit code."""
+    gc.set_threshold(100_000)  # thousands of events are read at once, and a command is soon over
     sys.exit(_main(sys.argv[1:]))
 
 

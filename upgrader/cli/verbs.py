@@ -193,12 +193,14 @@ def history(
     as_json: Json = False,
 ) -> None:
     """The runs of this host."""
-    from upgrader.cli import documents, render
-
     runs = _journal(of(context))[1].headings(limit)
     if as_json:
+        from upgrader.cli import documents
+
         documents.show(documents.history_document(runs))
     else:
+        from upgrader.cli import render
+
         render.show_history(consoles()[0], runs)
 
 
