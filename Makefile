@@ -23,7 +23,7 @@ $(BUILD)/.packages: Makefile
 	@touch $@
 
 HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev libvirt-daemon libvirt-daemon-system libvirt-clients qemu-system-x86 \
-	iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
+	openssh-client openssh-server iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
 
 $(VENV)/.ready: pyproject.toml $(BUILD)/.packages
 	/usr/bin/python3 -m venv $(VENV)

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ class AnyHistory(RuleBasedStateMachine):
             render.show_history(console, self.run.journal.headings(10))
             if view:
                 render.show_report(console, report(view))
-                report(view).to_json()
+                asdict(report(view))
                 assert fold(view.heading, view.events) == view
 
     @invariant()

@@ -43,7 +43,7 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 "STEERING_UNPROVEN",
                 severity,
                 c.unproven,
-                'upgrade nic probe shows what arrives where; then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
+                'upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where); then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
             )
         )
     if c.capacity is not None and c.capacity < rules:
@@ -52,7 +52,7 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 "STEERING_TABLE_FULL",
                 Severity.BLOCKING,
                 f"steering needs {rules} rules for {vms} VMs, the NIC has room for {c.capacity}",
-                "upgrade nic show lists whose rules are there; delete those that nobody needs: ethtool -N PF delete N",
+                "upgrade nic show   (it lists whose rules are there); delete those that nobody needs: ethtool -N PF delete N",
             )
         )
     if c.per_vm and c.dual_delivery:
