@@ -13,23 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.build_facts import host_facts
 from tests.support.openflow_controller import TABLE
 from tests.support.ovsdb_client import KEY
-from tests.support.simhost import World, make
-from tests.support.slots import SlotFactory, ofctl, vsctl
+from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, undo, vsctl
 from tests.support.switch import eventually
 from upgrader.adapters import gate
-from upgrader.adapters.clock import SystemClock
-from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
-from upgrader.adapters.slot_process import SlotProcesses
-from upgrader.core import plan as planning
-from upgrader.core.model import Slot, SteeringCapabilities
+from upgrader.core.model import Slot
 from upgrader.core.plan import StepKind
-from upgrader.ports import Host
-from upgrader.steps import STEPS, Context, replication
+from upgrader.steps import Context, replication
 
 pytestmark = pytest.mark.integration
 PORT = 16653
@@ -92,34 +85,6 @@ def context_fixture(tmp_path: Path) -> Iterator[Context]:
         for slot in (a, b):
             gate.run(["ip", "link", "set", "br-alone", "up"], netns=slot.netns)
         yield context_of(tmp_path, *(replace(s, uplink="br-alone") for s in (a, b)))
-
-
-def context_of(tmp_path: Path, a: Slot, b: Slot) -> Context:
-    """A run from a to b on real switches, with the rest of the host simulated and no VM on it."""
-    simulated: tuple[World, Host, object] = make(tmp_path / "sim", vms=0)
-    host = replace(
-        simulated[1],
-        processes=SlotProcesses(),
-        database=Ovsdb(),
-        openflow=Ofctl(),
-        resources=HostResources(),
-        clock=SystemClock(),
-    )
-    plan = planning.upgrade(host_facts(vms=0), SteeringCapabilities(dual_delivery=True))
-    return Context(host, replace(plan, source="a", target="b", bindings=()), a, b, 20_000)
-
-
-def carry_out(context: Context, kind: StepKind) -> dict[str, object]:
-    step = next(s for s in context.plan.steps if s.kind is kind)
-    STEPS[kind].check(context, step)
-    data = STEPS[kind].do(context, step)
-    STEPS[kind].verify(context, step, data)
-    assert json.loads(json.dumps(data)) == data
-    return dict(data)
-
-
-def undo(context: Context, kind: StepKind) -> None:
-    STEPS[kind].undo(context, next(s for s in context.plan.steps if s.kind is kind))
 
 
 def cookies(slot: Slot) -> set[int]:
