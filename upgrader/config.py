@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from upgrader.core.errors import UsageError
+from upgrader.core.finding import Acceptable
 from upgrader.core.model import Slot, SlotName
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
@@ -69,7 +70,7 @@ class PolicyConfig(_Section):
 
     blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF"], ...] = ()
+    accept: tuple[Acceptable, ...] = ()
 
 
 class Config(_Section):
