@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upgrader.core.errors import StepError, UpgradeError
+from upgrader.core.freshness import Freshness
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
+from upgrader.ports import Follower
 from upgrader.steps.base import Context, Data
 
 
@@ -45,6 +47,49 @@ def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Differe
         *(d for b in bridges for d in host.openflow.differences(leader, follower, b, hold=True)),
         *host.openflow.learned_differences(leader, follower, bridges),
     )
+
+
+class Following:
+    """A standby kept in step while it is armed, or while a run waits: call `poll` again and again.
+
+    Changes of the database come by a monitor, at once; flows and what was learned are compared every `flows_every_s`.
+    Nothing raises out of `poll`: what goes wrong is in `freshness`, and the next call tries again from the beginning.
+    """
+
+    def __init__(self, context: Context, flows_every_s: float = 2.0) -> None:
+        self._context, self._every_s = context, flows_every_s
+        self._due_s = 0.0
+        self._sides: tuple[Slot, Slot] | None = None
+        self._follower: Follower | None = None
+        self.freshness = Freshness()
+
+    def poll(self, timeout_s: float = 0.0) -> Freshness:
+        """One look, waiting up to `timeout_s` for a change of the database."""
+        clock = self._context.host.clock
+        try:
+            if self._follower is None or self._sides is None:
+                self._sides = sides(self._context)
+                leader, follower = self._sides
+                self._follower = self._context.host.database.follow(
+                    leader, follower, _bindings(self._context, follower)
+                )
+                self._due_s = 0.0
+            changed = self._follower.poll(timeout_s).changes
+            if changed or clock.monotonic_s() >= self._due_s:
+                begun_s = clock.monotonic_s()
+                follow(self._context, *self._sides)
+                self._due_s = clock.monotonic_s() + self._every_s
+                self.freshness = self.freshness.succeeded(begun_s)
+        except UpgradeError as error:
+            self.freshness = self.freshness.failed(str(error))
+            self.close()
+        return self.freshness
+
+    def close(self) -> None:
+        """Give the monitor up; a later `poll` begins anew, and looks again who is in control."""
+        if self._follower is not None:
+            self._follower.close()
+        self._follower = None
 
 
 def keep_up(context: Context) -> Data:
