@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, vsctl
 from tests.support.switch import eventually
+from upgrader.adapters import gate
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.core.errors import HostError, StepError
@@ -30,6 +31,8 @@ def context_fixture(tmp_path: Path) -> Iterator[Context]:
         a = factory.start("a")
         vsctl(a, "add-br", "br-int", "--", "set", "bridge", "br-int", "datapath_type=netdev", "fail_mode=secure")
         b = factory.start_standby("b", a)
+        for slot in (a, b):
+            gate.run(["ip", "link", "set", "br-int", "up"], netns=slot.netns)
         yield context_of(tmp_path, *(replace(s, uplink="br-int") for s in (a, b)))
 
 
@@ -181,7 +184,14 @@ def test_a_database_of_another_schema(tmp_path: Path, direction: str) -> None:
         if direction == "to the other schema":
             vsctl(a, "--no-wait", "set", "Port", "p1", "cvlans=5,6")
         else:
-            vsctl(a, "--no-wait", "set", "Bridge", "br-int", "of_tomorrow=x")
+            update = {
+                "op": "update",
+                "table": "Bridge",
+                "where": [],
+                "row": {"of_tomorrow": "x"},
+            }  # ovs-vsctl knows it not
+            client = [str(a.prefix / "bin/ovsdb-client"), "transact", f"unix:{a.db_socket}"]
+            gate.run([*client, json.dumps(["Open_vSwitch", update])])
         lost = Ovsdb().sync(a, b, (), applied=False).lost
         assert lost == (("Port.cvlans",) if direction == "to the other schema" else ("Bridge.of_tomorrow",))
         assert vsctl(b, "get", "port", "p1", "_uuid") == vsctl(a, "get", "port", "p1", "_uuid")
