@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.corpus import BridgeCorpus, apply, corpora, mutate, mutations
-from tests.support.slots import SlotFactory
+from tests.support.slots import SlotFactory, vsctl
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.core.model import Slot
@@ -29,6 +29,7 @@ class Pair:
 def pair_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with SlotFactory(tmp_path_factory.mktemp("corpus")) as factory:
         a = factory.start("a")
+        vsctl(a, "init")
         yield Pair(a, factory.start_standby("b", a))
 
 

@@ -187,7 +187,7 @@ def mutations(corpus: tuple[BridgeCorpus, ...]) -> list[Mutation]:
             match = re.sub(r"^(cookie|importance|send_flow_rem|idle_timeout|hard_timeout)(=\w+)?,", "", flow).partition(
                 ",actions="
             )[0]
-            of_it = match.rpartition(",")[2]
+            of_it = match.split(",")[1]  # its priority: a switch may print a field in another base
             found.append(Mutation(("ofctl", "--strict", "del-flows", br, match), "flow", of_it))
             found.append(Mutation(("ofctl", "add-flow", br, f"{match},cookie=0xabc,actions=in_port"), "flow", of_it))
         for group in bridge.groups:
