@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from upgrader.core.errors import UsageError
 from upgrader.core.finding import Acceptable
 from upgrader.core.model import Slot, SlotName
+from upgrader.core.plan import Policy
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
 PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
@@ -41,34 +42,62 @@ class NicConfig(_Section):
     """The NIC whose overlay traffic is steered.
 
     pf          netdev of the physical function, in `netns` (None: the host's)
-    adapter     how rules reach it; `tc_u32` works on any netdev, in software
+    adapter     how rules reach it: `tc_u32` in software, on any netdev; `ethtool` by the NIC's own rules (X710)
     vxlan_port  UDP port of the overlay (RFC 7348: 4789)
+    vfs         `ethtool`: number of each slot's VF, as `ip link show PF` counts
+    location    `ethtool`: place of our one rule in the NIC's table
+    catch       `ethtool`: what steering in software on the PF takes, to each slot's representor there: what arrives in
+                the `gap` of a rule's turn, or all of the overlay while a `window` is open; None: what arrives is lost
     """
 
     pf: str
     netns: str | None = None
-    adapter: Literal["tc_u32"] = "tc_u32"
+    adapter: Literal["tc_u32", "ethtool"] = "tc_u32"
     vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4789
+    vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = {}
+    location: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    catch: Literal["gap", "window"] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> NicConfig:
+        if self.adapter == "ethtool" and len(set(self.vfs.values())) != 2:
+            raise ValueError(
+                "steering by ethtool needs nic.vfs: a VF of its own for each slot, e.g. vfs = { a = 0, b = 1 }"
+            )
+        return self
 
 
 class HostConfig(_Section):
+    """What of the host is not a slot's.
+
+    supervisor  how a slot's daemons are run: plain processes, or units (upgrader/systemd/)
+    well_known  directory in which tools and clients look for the switch; its names follow the active slot
+    """
+
     libvirt_uri: str = "qemu:///system"
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
     )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Path("/run/ovs-upgrade.lock")
+    journal: Path = Path("/var/lib/ovs-upgrade/journal.db")
+    socket: Path = Path("/run/ovs-upgrade.sock")
+    supervisor: Literal["process", "systemd"] = "process"
+    well_known: Path = Path("/run/openvswitch")
 
 
 class PolicyConfig(_Section):
-    """What a run may take.
+    """What a run may take, and what becomes of it when a step fails; see `upgrader.core.plan.Policy`.
 
-    blackout_budget_us  a hand-over above it is marked in the report
     ready_timeout_s     how long a switch or a standby may take to be ready
     accept              codes of blocking findings that are accepted on this host
     """
 
     blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
+    canary_check_s: Annotated[float, Field(ge=0, le=3600)] = 2.0
+    soak_s: Annotated[float, Field(ge=0, le=86400)] = 10.0
+    on_failure: Literal["back", "stay", "ask"] = "back"
+    keep_old: bool = False
     ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     accept: tuple[Acceptable, ...] = ()
 
@@ -86,13 +115,13 @@ class Config(_Section):
         if set(self.slots) != {"a", "b"}:
             raise ValueError("both [slots.a] and [slots.b] must be there")
         a, b = self.slots["a"], self.slots["b"]
-        for name, slot in self.slots.items():
-            if len(str(slot.rundir)) > _LONGEST_RUNDIR:
+        for name in self.slots:
+            if len(str(self.rundir(name))) > _LONGEST_RUNDIR:
                 raise ValueError(
                     f"slots.{name}.rundir is longer than {_LONGEST_RUNDIR} characters: a unix socket in it needs the "
                     "rest of the 107 a path may have"
                 )
-        if a.rundir == b.rundir:
+        if a.rundir == b.rundir or self.rundir("a") == self.rundir("b"):
             raise ValueError(f"slots.a.rundir and slots.b.rundir are the same ({a.rundir}): two switches would collide")
         if a.netns == b.netns:
             raise ValueError(
@@ -103,13 +132,27 @@ class Config(_Section):
             raise ValueError(f"slots.a.vf and slots.b.vf are the same ({a.vf}): each slot needs a VF of its own")
         return self
 
+    def run_policy(self) -> Policy:
+        """The part of [policy] that a plan carries with it."""
+        p = self.policy
+        return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
+
+    def adopted(self) -> SlotName | None:
+        """The slot whose switch was started in the well-known directory itself, as a distribution does it."""
+        return next((n for n, s in self.slots.items() if s.rundir == self.host.well_known), None)
+
+    def rundir(self, name: SlotName) -> Path:
+        """Where the slot is reached, whoever has the well-known names: an adopted one in a folder of that directory."""
+        configured = self.slots[name].rundir
+        return configured / f"slot-{name}" if name == self.adopted() else configured
+
     def slot(self, name: SlotName) -> Slot:
         """The slot as the core knows it."""
         c = self.slots[name]
         return Slot(
             name=name,
             prefix=c.prefix,
-            rundir=c.rundir,
+            rundir=self.rundir(name),
             netns=c.netns,
             vf=c.vf,
             representor=c.representor,

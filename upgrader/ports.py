@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from upgrader.core.control import Control
+from upgrader.core.journal import Event, Heading, RunView
+from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
     HugepagePool,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -22,6 +25,7 @@ from upgrader.core.model import (
     VmInterface,
     VmPort,
 )
+from upgrader.core.plan import Plan
 from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
 
@@ -42,6 +46,8 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
+    def start_at_boot(self, slot: Slot) -> None:
+        """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
 
 
 class Follower(Protocol):
@@ -134,11 +140,22 @@ class Hypervisor(Protocol):
 
 
 class Steering(Protocol):
-    """Who of the two slots gets the overlay's traffic."""
+    """Who of the two slots gets the overlay's traffic. Every verb may be said twice, and after a crash between any two.
+
+    A NIC without rules for single VMs (`capabilities().per_vm`) keeps the whole port where most VMs are served while a
+    window is open.
+    """
 
     def capabilities(self) -> SteeringCapabilities: ...
-    def steady(self, slot: SlotName) -> None:
-        """All overlay traffic to one slot, by one rule."""
+    def facts(self) -> NicFacts: ...
+    def prepare(self, slot: SlotName) -> None:
+        """Set what the slot's VF needs. Before a switch opens it: some of it resets the VF."""
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
+        """All overlay traffic to one slot, by one rule; `anew` writes the rule again though it looks right.
+
+        A VF that was reset is a new target to the NIC, and rules keep the old one.
+        """
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
         """A rule for each port, to the slot that serves it; the rest to both slots where dual delivery is to be had."""
@@ -149,7 +166,12 @@ class Steering(Protocol):
     def close_window(self, slot: SlotName) -> None:
         """All overlay traffic to `slot`, and no rule for single ports any more."""
 
+    def failover(self, slot: SlotName) -> None:
+        """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
+
     def rules(self) -> tuple[SteeringRule, ...]: ...
+    def arrived(self) -> dict[SlotName, int]:
+        """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
 
 
 class Resources(Protocol):
@@ -171,6 +193,31 @@ class Resources(Protocol):
         """Give the target's netdevs (bridge LOCAL ports) the addresses, state and routes of the source's."""
 
 
+class WellKnown(Protocol):
+    """The names by which tools and clients reach the switch without being told where it is: the control plane."""
+
+    def adopt(self) -> None:
+        """Make a switch that runs under the well-known names themselves reachable by its slot's as well. Idempotent."""
+
+    def mend(self) -> SlotName | None:
+        """Follow bridges and pids of the slot that has the names; where none has, and one runs, it gets them."""
+
+    def current(self) -> SlotName | None:
+        """The slot the names lead to; None where that is not one slot."""
+
+    def problem(self) -> str | None:
+        """Why no slot may be given the names; None where one may."""
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        """Make every name lead to that slot. Idempotent; raises HostError where a switch that is neither's has them."""
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        """Make clients of the slot's database connect anew by the names; False where they follow when it ends."""
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        """Pid that answers each name: ``ovs-vswitchd``, ``ovsdb-server``, ``db.sock``, ``<bridge>.mgmt``."""
+
+
 class Clock(Protocol):
     """Time, so that a test can give it."""
 
@@ -181,13 +228,29 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
-class Recorder(Protocol):
-    """Who is told, and keeps, how a run goes: a terminal, a log, a journal. `intent` comes before the effect."""
+class Journal(Protocol):
+    """Runs and their events, kept so that they survive whoever writes them. One coordinator writes, anybody reads.
 
-    def intent(self, number: int, total: int, title: str) -> None: ...
-    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None: ...
-    def failed(self, number: int, title: str, error: Exception) -> None: ...
-    def undone(self, number: int, title: str, error: Exception | None) -> None: ...
+    What `begin` and `append` were given is on the disk when they return. Both raise SupersededError, and write
+    nothing, when another coordinator has claimed the journal since.
+    """
+
+    def claim(self) -> int:
+        """Become the one writer: raise the coordinator's generation, and return it."""
+
+    def begin(self, plan: Plan, at_ns: int) -> RunView: ...
+    def append(self, run_id: int, event: Event) -> None: ...
+    def plan(self, run_id: int) -> Plan: ...
+    def view(self, run_id: int) -> RunView | None: ...
+    def latest(self) -> RunView | None:
+        """The run that began last."""
+
+    def headings(self, limit: int) -> tuple[tuple[Heading, RunState, int], ...]:
+        """The newest runs first: heading, state, and when the last event came (CLOCK_REALTIME, ns)."""
+
+
+#: Who is told how a run goes, after the journal has it. Must not hold the run up.
+Watcher = Callable[[RunView, Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,5 +263,7 @@ class Host:
     hypervisor: Hypervisor
     steering: Steering
     resources: Resources
+    well_known: WellKnown
     clock: Clock
     ready_timeout_s: float
+    vni_key: str = "vni"  # of Interface.external_ids

@@ -95,7 +95,7 @@ def test_a_monitor_that_is_lost_is_said_and_no_vm_is_moved_on_it(context: Contex
     try:
         assert following.poll().stale(context.host.clock.monotonic_s(), 5.0) is None
         _restart_database(a, lambda: eventually(lambda: following.poll(0.1).failure, "the loss to be seen"))
-        stale = following.freshness.stale(context.host.clock.monotonic_s(), 5.0)
+        stale = following.in_step.stale(context.host.clock.monotonic_s(), 5.0)
         assert stale
         assert "MONITOR_LOST" in stale or "DATABASE_UNREACHABLE" in stale
         eventually(lambda: following.poll(0.1).failure is None, "the follower to find back")

@@ -1,63 +1,61 @@
-"""The contract of steering, held by the real kernel (tc u32) and by the simulated host alike; then real packets."""
+"""The contract of steering, held by every adapter: on the real kernel (tc u32), on a modelled X710 (its driver's answers,
+not the hardware) and on the simulated host; then real packets."""
 
 from __future__ import annotations
 
-import os
+import copy
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.build_facts import vm_port
-from tests.support.simhost import SimSteering, make
+from tests.support.fake_nic import FakeNic, build_shim, x710
+from tests.support.steer_bench import Nic, software, veth_nic
 from upgrader.adapters import gate
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core.errors import HostError
-from upgrader.core.model import SlotName
+from upgrader.core.model import SlotName, VmPort
+from upgrader.core.steering import choose
 from upgrader.ports import Steering
+from upgrader.sim.facts import vm_port
+from upgrader.sim.host import SimSteering, make
 
 pytestmark = pytest.mark.integration
 
 
-@dataclass
-class Nic:
-    """A PF and two VFs as veth pairs in one namespace; `wire` is the PF's other end, `vf1`/`vf2` those of the VFs."""
-
-    netns: str
-
-    def tc(self, *arguments: str) -> str:
-        return gate.run(["tc", *arguments], netns=self.netns).stdout
-
-
 @pytest.fixture
 def nic() -> Iterator[Nic]:
-    netns = f"t{os.getpid()}-nic"
-    gate.run(["ip", "netns", "add", netns])
-    try:
-        for left, right in (("pf0", "wire"), ("vf1r", "vf1"), ("vf2r", "vf2")):
-            gate.run(["ip", "-n", netns, "link", "add", left, "type", "veth", "peer", "name", right])
-            for name in (left, right):
-                gate.run(["ip", "-n", netns, "link", "set", name, "up"])
-        yield Nic(netns)
-    finally:
-        gate.run(["ip", "netns", "del", netns])
+    with veth_nic() as made:
+        yield made
 
 
-def real(nic: Nic) -> TcU32:
-    return TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789)
+ADAPTERS = ("tc_u32", "simulated", "x710 in-tree", "x710 out-of-tree", "x710 with catch", "x710 with detour")
 
 
-@pytest.fixture(params=["tc_u32", "simulated"])
+@pytest.fixture(params=ADAPTERS)
 def steering(request: pytest.FixtureRequest, tmp_path: Path) -> Steering:
     if request.param == "simulated":
         return SimSteering(make(tmp_path)[0])
-    return real(request.getfixturevalue("nic"))
+    if request.param == "tc_u32":
+        return software(request.getfixturevalue("nic"))
+    caught = request.param in ("x710 with catch", "x710 with detour")
+    catch = software(request.getfixturevalue("nic")) if caught else None
+    nic = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=request.param != "x710 in-tree")
+    return x710(nic, catch=catch, detour=request.param == "x710 with detour")
 
 
 def table(steering: Steering) -> dict[tuple[int | None, str | None], set[SlotName]]:
     return {(r.vni, r.mac): set(r.targets) for r in steering.rules()}
+
+
+def expected(
+    steering: Steering, rest: set[SlotName], single: dict[VmPort, set[SlotName]], whole: SlotName
+) -> dict[tuple[int | None, str | None], set[SlotName]]:
+    """The rules there must be: as given by a NIC with single rules, else the whole port to one slot."""
+    if not steering.capabilities().per_vm:
+        return {(None, None): {whole}}
+    return {(None, None): rest, **{(p.vni, p.mac): slots for p, slots in single.items()}}
 
 
 def test_contract_a_window_opens_moves_and_closes(steering: Steering) -> None:
@@ -65,12 +63,15 @@ def test_contract_a_window_opens_moves_and_closes(steering: Steering) -> None:
     steering.steady("a")
     assert table(steering) == {(None, None): {"a"}}
     steering.open_window([(p, "a") for p in ports])
-    assert table(steering) == {(None, None): {"a", "b"}, **{(100, p.mac): {"a"} for p in ports}}
-    steering.move_vm(ports[1], ("b", "a"))
-    assert table(steering)[100, ports[1].mac] == {"a", "b"}
-    assert table(steering)[100, ports[0].mac] == {"a"}
+    at_a: dict[VmPort, set[SlotName]] = {p: {"a"} for p in ports}
+    assert table(steering) == expected(steering, {"a", "b"}, at_a, "a")
+    if steering.capabilities().dual_delivery:
+        steering.move_vm(ports[1], ("b", "a"))
+        assert table(steering) == expected(steering, {"a", "b"}, {**at_a, ports[1]: {"a", "b"}}, "a")
     steering.move_vm(ports[1], ("b",))
-    assert table(steering)[100, ports[1].mac] == {"b"}
+    assert table(steering) == expected(steering, {"a", "b"}, {**at_a, ports[1]: {"b"}}, "a")
+    steering.move_vm(ports[0], ("b",))  # two of three: the whole port turns, where it can only turn as a whole
+    assert table(steering) == expected(steering, {"a", "b"}, {**at_a, ports[0]: {"b"}, ports[1]: {"b"}}, "b")
     steering.close_window("b")
     assert table(steering) == {(None, None): {"b"}}
 
@@ -78,17 +79,68 @@ def test_contract_a_window_opens_moves_and_closes(steering: Steering) -> None:
 def test_contract_every_verb_may_be_said_twice(steering: Steering) -> None:
     port = vm_port(0)
     for _ in range(2):
+        steering.prepare("b")
+    for _ in range(2):
         steering.steady("b")
         steering.open_window([(port, "b")])
         steering.move_vm(port, ("a",))
-    assert table(steering) == {(None, None): {"a", "b"}, (100, port.mac): {"a"}}
+    assert table(steering) == expected(steering, {"a", "b"}, {port: {"a"}}, "a")
     for _ in range(2):
         steering.close_window("a")
     assert table(steering) == {(None, None): {"a"}}
 
 
+def test_contract_a_failover_takes_everything_along(steering: Steering) -> None:
+    ports = [vm_port(i) for i in range(3)]
+    steering.steady("a")
+    for _ in range(2):
+        steering.failover("b")
+        assert table(steering) == {(None, None): {"b"}}
+    steering.prepare("a")
+    steering.open_window([(p, "b") for p in ports])
+    if steering.capabilities().dual_delivery:
+        steering.move_vm(ports[0], ("a", "b"))
+    steering.move_vm(ports[1], ("a",))
+    for _ in range(2):
+        steering.failover("a")
+        assert all(r.targets == ("a",) for r in steering.rules())
+    steering.close_window("a")
+    assert table(steering) == {(None, None): {"a"}}
+
+
+def test_contract_another_process_goes_on_where_one_died(steering: Steering, request: pytest.FixtureRequest) -> None:
+    """Between any two rules: whoever comes next reads what there is, and brings it to either end."""
+    ports = [vm_port(i) for i in range(3)]
+    heir = copy.copy(steering)  # same NIC, nothing remembered: what was armed or counted died with the process
+    for forgotten in ("_armed", "_served"):
+        if hasattr(heir, forgotten):
+            setattr(heir, forgotten, {})
+    steering.steady("a")
+    steering.open_window([(p, "a") for p in ports])
+    steering.move_vm(ports[0], ("b",))
+    heir.open_window([(ports[0], "b"), (ports[1], "a"), (ports[2], "a")])
+    heir.move_vm(ports[1], ("b",))
+    heir.close_window("b")
+    assert table(heir) == {(None, None): {"b"}}
+    steering.open_window([(p, "b") for p in ports])
+    heir.close_window("a")
+    assert table(heir) == {(None, None): {"a"}}
+
+
+def test_contract_it_says_what_it_can_do(steering: Steering) -> None:
+    c = steering.capabilities()
+    assert c.per_vm or not c.dual_delivery
+    assert c.capacity is None or c.capacity >= 1
+    facts = steering.facts()
+    assert facts.driver and facts.flavour
+    assert set(steering.arrived()) == {"a", "b"}
+    if not c.per_vm:
+        assert "whole-port" in choose(c, 3).name
+        assert "half of the VMs" in choose(c, 3).loses
+
+
 def test_rules_of_others_are_neither_seen_nor_touched(nic: Nic) -> None:
-    steering = real(nic)
+    steering = software(nic)
     nic.tc("qdisc", "add", "dev", "pf0", "ingress")
     # one at another priority, one at ours that matches something else
     for prio, match in (("100", ["ip", "dport", "53", "0xffff"]), ("10", ["ip", "dport", "80", "0xffff"])):
@@ -152,7 +204,7 @@ def arrivals(nic: Nic, sent: bytes) -> set[SlotName]:
 
 
 def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
-    steering = real(nic)
+    steering = software(nic)
     moved, stays = vm_port(1), vm_port(2)
     steering.steady("a")
     steering.open_window([(moved, "a"), (stays, "a")])

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support.killing import coordinator_pid, running_upgrade, settled, wait_until
 from tests.support.lab_host import LabHost, report, upgrade
 from upgrader.adapters import gate
 from upgrader.core.errors import Exit
-from upgrader.core.model import CHARDEV_PREFIX, other_slot
+from upgrader.core.journal import EventKind
+from upgrader.core.model import other_slot
 from upgrader.core.plan import StepKind
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise, disturbances
@@ -31,13 +30,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SHAPES = [{"vms": 4}, {"vms": 2, "queues": 2, "pages": "2m"}]
 one_lab = pytest.mark.parametrize("lab", [SHAPES[0]], indirect=True)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.02)
 
 
 def reachable(lab: Lab) -> list[str]:
@@ -124,27 +116,6 @@ def test_when_the_active_is_killed_qemu_alone_brings_the_rings_over(lab: Lab) ->
 
 
 @one_lab
-def test_a_coordinator_killed_half_way_leaves_every_vm_served_and_can_be_undone(lab: Lab) -> None:
-    host = LabHost(lab)
-    source = host.active()
-    with running_upgrade(lab) as run:
-        run.wait_for_first_move()
-        run.process.kill()
-    assert all_reachable(lab)
-    if host.facts().active is None:  # it was quick: if it got no further than the last VM, there is nothing half-way
-        blocked = upgrade(lab.config_path, "--yes")
-        assert blocked.returncode == Exit.BLOCKED
-        assert "BOTH_SLOTS_OWN_VMS" in blocked.stderr
-        assert f"slot {source} serves" in blocked.stderr
-    done = upgrade(lab.config_path, "--restore", source, "--yes", "--json")
-    assert done.returncode == Exit.DONE, done.stderr
-    assert host.served_by(source)
-    assert host.pid(other_slot(source)) is None
-    assert all_reachable(lab)
-    leave_nothing_of_a_run(host)
-
-
-@one_lab
 def test_half_way_is_said_and_can_be_finished(lab: Lab) -> None:
     """Two of the VMs moved, then nobody is there any more: the other way out is forward."""
     host = LabHost(lab)
@@ -162,7 +133,7 @@ def test_half_way_is_said_and_can_be_finished(lab: Lab) -> None:
     assert host.served_by(other_slot(source))
     assert host.pid(source) is None
     assert all_reachable(lab)
-    leave_nothing_of_a_run(host)
+    assert settled(host, other_slot(source)) == []
 
 
 @one_lab
@@ -170,14 +141,13 @@ def test_ctrl_c_undoes_the_run(lab: Lab) -> None:
     host = LabHost(lab)
     source = host.active()
     with running_upgrade(lab) as run:
-        run.wait_for_first_move()
+        run.wait_for(EventKind.OUTCOME, "move-vm")
         run.process.send_signal(signal.SIGINT)
-        run.process.send_signal(signal.SIGTERM)  # and once more, while it undoes
+        run.process.send_signal(signal.SIGINT)  # and once more, while it undoes
         code = run.process.wait(60)
     assert code == Exit.STOPPED, run.text
     assert "stopping after the step in hand" in run.text
-    assert host.served_by(source)
-    assert host.pid(other_slot(source)) is None
+    assert settled(host, source) == []
     assert all_reachable(lab)
 
 
@@ -185,65 +155,15 @@ def test_ctrl_c_undoes_the_run(lab: Lab) -> None:
 def test_a_standby_that_dies_in_the_middle_is_a_run_undone(lab: Lab) -> None:
     host = LabHost(lab)
     source = host.active()
-    target = other_slot(source)
     with running_upgrade(lab) as run:
-        run.wait_for_first_move()
-        victim = host.pid(target)
+        run.wait_for(EventKind.OUTCOME, "move-vm")
+        victim = host.pid(other_slot(source))
         assert victim is not None
         os.kill(victim, signal.SIGKILL)
         code = run.process.wait(60)
     assert code == Exit.RESTORED, run.text
-    assert host.served_by(source)
-    assert host.pid(target) is None
+    assert settled(host, source) == []
     assert all_reachable(lab)
-
-
-class Running:
-    """`upgrade --yes` as a process, and what it says."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-        self.text = ""
-
-    def wait_for_first_move(self) -> None:
-        wait_until(lambda: re.search(r"^.* done .* vm0/\S+: . -> .*$", self.read(), re.M) is not None, "a move", 90)
-
-    def read(self) -> str:
-        self.text = self._log.read_text()
-        return self.text
-
-
-@contextmanager
-def running_upgrade(lab: Lab) -> Iterator[Running]:
-    log = lab.spec.directory / "run.log"
-    command = [
-        sys.executable,
-        "-m",
-        "upgrader.cli.app",
-        "--config",
-        str(lab.config_path),
-        "--host",
-        "localhost",
-        "--yes",
-    ]
-    run = Running(gate.spawn(command, output=log), log)
-    try:
-        yield run
-    finally:
-        run.process.kill()
-        run.process.wait()
-        run.read()
-        log.unlink()
-
-
-def leave_nothing_of_a_run(host: LabHost) -> None:
-    """One connection of ours at most in each QEMU, and no listening socket of ours in a slot's folder."""
-    for port in host.facts().ports:
-        assert port.ownership is not None
-        standby = port.ownership.standby
-        assert standby is None or not standby.chardev.startswith(CHARDEV_PREFIX)
-    assert [p for s in host.slots.values() for p in s.vhost_dir.glob("*.sock")] == []
 
 
 @one_lab
@@ -257,7 +177,7 @@ def test_after_an_upgrade_switch_and_vm_may_restart(lab: Lab) -> None:
     wait_until(
         lambda: {p.ownership.owner_pid for p in host.facts().ports if p.ownership} == {host.pid("b")}, "reconnect"
     )
-    assert all_reachable(lab)
+    wait_until(lambda: all_reachable(lab), "the restarted switch has learned its neighbours", 30)
     vm = lab.guests[0]
     virsh = ["virsh", "-c", lab.spec.libvirt_uri]
     xml = lab.spec.directory / "vm.xml"
@@ -325,6 +245,7 @@ class TestRefused:
     def test_a_second_run(self, lab: Lab) -> None:
         from upgrader.engine.lock import host_lock
 
+        wait_until(lambda: coordinator_pid(LabHost(lab)) is None, "the end of a coordinator that lingers", 30)
         with host_lock(LabHost(lab).config.host.lock):
             self.refused(lab, upgrade(lab.config_path, "--yes"), Exit.LOCKED, "HOST_LOCKED", str(os.getpid()))
 

@@ -8,32 +8,26 @@ Nothing else may build or run labs on the machine meanwhile: it would be counted
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.show.items import OUT, ROOT, Item, show, tested
 from tests.show.machine import left_on_machine
 from upgrader.adapters import gate
 from upgrader.lab.figures import SCHEMA_VERSION
 from upgrader.lab.traffic.analysis import Direction
 
-ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "build" / "show"
 DEMO_LIMIT_S = 15 * 60
 TEST_LIMIT_S = 40 * 60
 UPGRADE_TESTS = "tests/integration/test_upgrade.py"
 KILLED = (
     "test_when_the_active_is_killed_qemu_alone_brings_the_rings_over",
-    "test_a_coordinator_killed_half_way_leaves_every_vm_served_and_can_be_undone",
     "test_a_standby_that_dies_in_the_middle_is_a_run_undone",
     "test_after_an_upgrade_switch_and_vm_may_restart",
 )
@@ -45,17 +39,6 @@ OF_DIRECTION = (
     *("gap_us", "network_gap_us", "control_gap_us", "sent", "unsent", "lost", "duplicated", "reordered"),
     *("loss_time_us", "timestamp_time_us"),
 )
-
-
-@dataclass(frozen=True)
-class Item:
-    what: str
-    figure: str
-    limit: str
-    holds: bool
-
-    def __str__(self) -> str:
-        return f"{'ok  ' if self.holds else 'FAIL'} {self.what}: {self.figure} (limit {self.limit})"
 
 
 def moves() -> Iterator[Item]:
@@ -81,12 +64,12 @@ def moves() -> Iterator[Item]:
 
 def kill() -> Iterator[Item]:
     """The active switch killed with a standby attached, and the other ways a run can be cut."""
-    yield from tested(*KILLED)
+    yield from tested(UPGRADE_TESTS, *KILLED)
 
 
 def refused() -> Iterator[Item]:
     """Bad input."""
-    yield from tested(*REFUSED)
+    yield from tested(UPGRADE_TESTS, *REFUSED)
 
 
 def qtests() -> Iterator[Item]:
@@ -96,26 +79,6 @@ def qtests() -> Iterator[Item]:
     yield Item(
         "QEMU's vhost-user qtests and the series' own, exit code", str(done.returncode), "0", done.returncode == 0
     )
-
-
-def tested(*names: str) -> Iterator[Item]:
-    """One item for each of these tests of the upgrade suite, and one for their run as a whole."""
-    report = OUT / "tests.xml"
-    report.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *(f"{UPGRADE_TESTS}::{n}" for n in names)]
-    done = gate.run(argv, cwd=ROOT, timeout_s=1800, check=False)
-    cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
-    for case in cases:
-        name = case.get("name", "").removeprefix("test_").replace("_", " ")
-        bad = [c for c in case if c.tag in ("failure", "error", "skipped")]
-        yield Item(
-            name, "as it must be" if not bad else f"{bad[0].tag}: {bad[0].get('message', '')[:200]}", "holds", not bad
-        )
-    # pytest exits with 4 when one of the names is not there, with 5 when nothing was selected.
-    whole = done.returncode == 0 and len(cases) >= len(names)
-    tail = "" if whole else f": {(done.stdout + done.stderr)[-500:]}"
-    figure = f"exit code {done.returncode}, {len(cases)} run{tail}"
-    yield Item(f"tests {names[0]} and {len(names) - 1} more", figure, f"exit code 0, {len(names)} or more run", whole)
 
 
 def lacking(report: Mapping[str, Any], vms: int = 4, trips: int = 1) -> list[str]:
@@ -190,23 +153,5 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="what to show (default: everything)")
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := [p for p in chosen if p not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    items = []
-    for part in chosen:
-        for item in PARTS[part]():
-            items.append(item)
-            print(item, flush=True)
-    failed = [i for i in items if not i.holds]
-    print(f"{len(items) - len(failed)} of {len(items)} hold", flush=True)
-    return 1 if failed or not items else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(show(__doc__, PARTS))

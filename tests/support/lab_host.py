@@ -41,6 +41,7 @@ class Seen:
     owners: tuple[tuple[str, str, int | None, int, str | None], ...]
     rules: tuple[object, ...]
     files: tuple[str, ...]
+    names: tuple[tuple[str, str], ...]
 
 
 class LabHost:
@@ -78,6 +79,7 @@ class LabHost:
             pids=tuple((n, facts.slot(n).status.vswitchd_pid, facts.slot(n).status.ovsdb_pid) for n in SLOTS),
             owners=tuple(owners),
             rules=tuple((r.vni, r.mac, r.targets) for r in self.host.steering.rules()),
+            names=tuple(sorted((p.name, str(p.readlink())) for p in self.lab.spec.well_known.iterdir())),
             files=tuple(sorted(str(p) for f in folders for p in f.rglob("*") if not p.name.startswith(".conf.db"))),
         )
 
@@ -85,7 +87,7 @@ class LabHost:
         """Carry out a plan's steps up to and including the last of one kind, as a coordinator that is then cut off."""
         plan = planning.upgrade(self.facts(), self.host.steering.capabilities())
         assert plan.blocking == ()
-        context = Context(self.host, plan, self.slots[plan.source], self.slots[plan.target], 20_000)
+        context = Context(self.host, plan, self.slots[plan.source], self.slots[plan.target])
         end = max(i for i, s in enumerate(plan.steps) if s.kind is last)
         for step in plan.steps[: end + 1]:
             kind = STEPS[step.kind]

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
 
-from tests.support.build_facts import host_facts
-from tests.support.simhost import make
 from upgrader.adapters import gate
 from upgrader.adapters.clock import SystemClock
 from upgrader.adapters.host_resources import HostResources
@@ -21,6 +19,8 @@ from upgrader.adapters.slot_process import SlotProcesses, slot_env
 from upgrader.core import plan as planning
 from upgrader.core.model import Slot, SteeringCapabilities
 from upgrader.core.plan import StepKind
+from upgrader.sim.facts import host_facts
+from upgrader.sim.host import make
 from upgrader.steps import STEPS, Context
 
 PREFIX = Path(__file__).resolve().parents[2] / "build/stack/ovs"
@@ -52,6 +52,12 @@ class SlotFactory:
         SlotProcesses().start_database(slot)
         SlotProcesses().start_switch(slot)
         return slot
+
+    def redirect(self, slot: Slot, rundir: Path) -> Slot:
+        """The same slot in another folder, from then on the one that is taken down."""
+        moved = replace(slot, rundir=rundir)
+        self._slots[self._slots.index(slot)] = moved
+        return moved
 
     def start_standby(self, name: str, source: Slot) -> Slot:
         """A slot that stands by for another, as the step start-standby makes it."""
@@ -101,7 +107,7 @@ def context_of(folder: Path, a: Slot, b: Slot) -> Context:
         clock=SystemClock(),
     )
     plan = planning.upgrade(host_facts(vms=0), SteeringCapabilities(dual_delivery=True))
-    return Context(host, replace(plan, source="a", target="b", bindings=()), a, b, 20_000)
+    return Context(host, replace(plan, source="a", target="b", bindings=()), a, b)
 
 
 def carry_out(context: Context, kind: StepKind) -> dict[str, object]:

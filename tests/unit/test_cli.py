@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from pathlib import Path
 
 import pytest
 import typer
 
-from tests.support.simhost import make
+from tests.support.runs import sim_run
 from upgrader.cli import app, render
-from upgrader.cli.interrupt import interrupts
-from upgrader.core import plan as planning
 from upgrader.core.errors import Exit, HostError
-from upgrader.engine.facts import gather
-from upgrader.engine.run import Run
+from upgrader.core.journal import recorded
+from upgrader.core.plan import Policy
+from upgrader.core.report import report
+from upgrader.engine.coordinator import make_plan
 from upgrader.terminal import consoles
 
 
@@ -27,7 +26,7 @@ from upgrader.terminal import consoles
         ([], Exit.USAGE, "NO_HOST"),
         (["--bogus"], Exit.USAGE, "No such option"),
         (["nonsense"], Exit.USAGE, "No such command"),
-        (["--host", "elsewhere"], Exit.USAGE, "HOST_UNKNOWN"),
+        (["--host", "-oProxyCommand=x"], Exit.UNEXPECTED, "HOST_UNREACHABLE"),
         (["--host", "localhost", "--restore", "c"], Exit.USAGE, "NO_SUCH_SLOT"),
         (["--host", "localhost", "--config", "/none.toml"], Exit.USAGE, "CONFIG_MISSING"),
         (["lab", "up", "--vms", "0"], Exit.USAGE, "vms"),
@@ -43,7 +42,9 @@ def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], code
 
 
 def test_this_machines_name_is_this_machine() -> None:
-    assert app._local("localhost") == app._local(socket.gethostname()) == socket.gethostname()
+    assert app._is_local("localhost")
+    assert app._is_local(socket.gethostname())
+    assert not app._is_local("elsewhere")
 
 
 def test_a_refusal_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +60,7 @@ def test_what_to_type_next_reads_the_same_configuration(
     def refuse(*_: object, **__: object) -> int:
         raise HostError("SOME_CODE", "something", state="as it was", next="upgrade --host localhost --restore a")
 
-    monkeypatch.setattr(app, "_upgrade", refuse)
+    monkeypatch.setattr(app.verbs, "upgrade", refuse)
     assert app._main(["--config", "/etc/x.toml", "--host", "localhost"]) == Exit.UNEXPECTED
     assert "next:  upgrade --config /etc/x.toml --host localhost --restore a" in capsys.readouterr().err
 
@@ -78,7 +79,7 @@ def test_no_traceback_reaches_an_operator(
     def fail(*_: object, **__: object) -> int:
         raise error
 
-    monkeypatch.setattr(app, "_upgrade", fail)
+    monkeypatch.setattr(app.verbs, "upgrade", fail)
     assert app._main(["--host", "localhost"]) == code
     captured = capsys.readouterr()
     assert said in captured.err
@@ -91,34 +92,30 @@ def test_without_root_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "NOT_ROOT" in capsys.readouterr().err
 
 
-def test_signals_leave_a_mark_and_nothing_else() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with interrupts() as interrupted:
-        assert not interrupted()
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(os.getpid(), number)
-        assert interrupted()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_what_a_person_sees_of_plan_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    world, host, slots = make(tmp_path, vms=2)
-    facts = gather("h1", slots, host, vni_key="vni", adapter="sim")
-    plan = planning.upgrade(facts, host.steering.capabilities())
+    run = sim_run(tmp_path, 2, Policy(blackout_budget_us=700, canary_check_s=0, soak_s=0))
     out, _ = consoles()
+    facts, plan = make_plan(run.setup, None, run.setup.policy)
     render.show_owners(out, facts)
     render.show_plan(out, plan)
-    report = Run(plan, host, slots, render.ConsoleRecorder(out), 500).execute()
-    render.show_report(out, report)
+    view = run.begin().forward()
+    for event in view.events:
+        render.show_event(out, view.heading, event)
+    render.show_report(out, report(view))
+    render.show_status(out, view, recorded(view), report(view), None)
     text = capsys.readouterr().out
     for words in (
         "slot a serves vm0/vhu0, vm1/vhu1",
         "slot a -> b, OVS 3.1.0 -> 3.1.0, 2 VM ports",
         "it can lose:",
+        "a hand-over above 0.7 ms stops the run; on a failure: back; afterwards the old switch is ended",
         "move-vm         vm1/vhu1: a -> b",
         "blackout 0.71 ms",
-        "(over budget)",  # the budget was 500 us
-        "done: 2 VM ports moved a -> b",
+        "(over budget)",
+        "halted: run 1, 1 VM ports moved a -> b",
+        "why:   OVER_BUDGET",
+        "next:  upgrade resume",
+        "rings: 1 at slot a, 1 at slot b; steering: a+b; control plane: a",
     ):
         assert words in text, text
-    assert world.trouble == []
+    assert run.world.trouble == []

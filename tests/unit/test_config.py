@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from upgrader import wiring
+from upgrader.adapters.slot_process import SlotProcesses
+from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.config import DEFAULT_PATH, PATH_VARIABLE, config_path, load
 from upgrader.core.errors import Exit, UsageError
 
@@ -44,15 +47,30 @@ def test_a_sound_file(tmp_path: Path) -> None:
     assert slot.db_socket == Path("/run/ovs-b/db.sock")
 
 
+def test_a_slot_started_under_the_well_known_names_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    config = load(written(tmp_path, SOUND))
+    assert (config.host.well_known, config.adopted()) == (Path("/run/openvswitch"), "a")
+    assert config.slot("a").rundir == Path("/run/openvswitch/slot-a")
+    assert config.slot("b").rundir == Path("/run/ovs-b")
+    elsewhere = load(written(tmp_path, SOUND + '[host]\nwell_known = "/run/names"\n'))
+    assert elsewhere.adopted() is None
+    assert elsewhere.slot("a").rundir == Path("/run/openvswitch")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ('pmd_cpu_mask = "0x6"', 'pmd_cpu_mask = "6"', "slots.a.pmd_cpu_mask"),
         ('pf = "eth0"', "", "nic.pf"),
         ('pf = "eth0"', 'pf = "eth0"\nport = 5', "nic.port"),
-        ('pf = "eth0"', 'pf = "eth0"\nadapter = "magic"', "'tc_u32'"),
+        ('pf = "eth0"', 'pf = "eth0"\nadapter = "magic"', "'tc_u32' or 'ethtool'"),
+        ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"', "nic.vfs"),
+        ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"\nvfs = {a = 1, b = 1}', "nic.vfs"),
+        ('pf = "eth0"', 'pf = "eth0"\ncatch = "all"', "'gap' or 'window'"),
         ('pf = "eth0"', 'pf = "eth0"\nvxlan_port = 70000', "less than or equal to 65535"),
         ('rundir = "/run/ovs-b"', 'rundir = "/run/openvswitch"', "two switches would collide"),
+        ('rundir = "/run/ovs-b"', 'rundir = "/run/openvswitch/slot-a"', "two switches would collide"),
+        ('pf = "eth0"', 'pf = "eth0"\n[host]\nsupervisor = "runit"', "'process' or 'systemd'"),
         ('netns = "ovs-b"', "", "collide on the ovs-netdev tap"),
         ('vf = "vf2"', 'vf = "vf1"', "each slot needs a VF of its own"),
         ("[slots.b]", "[slots.c]", "slots.c"),
@@ -88,3 +106,14 @@ def test_where_the_file_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PATH_VARIABLE, "/run/x.toml")
     assert config_path(None) == Path("/run/x.toml")
     assert config_path(Path("/y.toml")) == Path("/y.toml")
+
+
+def test_a_unit_that_wants_systemd_refuses_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(written(tmp_path, SOUND))
+    assert isinstance(wiring.processes(config), SlotProcesses)
+    monkeypatch.setenv("OVS_UPGRADE_SUPERVISOR", "systemd")
+    with pytest.raises(UsageError) as raised:
+        wiring.processes(config)
+    assert raised.value.code == "SUPERVISOR_NOT_AS_UNIT"
+    units = load(written(tmp_path, SOUND + '[host]\nsupervisor = "systemd"\n'))
+    assert isinstance(wiring.processes(units), SlotSystemd)

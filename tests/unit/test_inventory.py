@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.build_facts import PID, ovs_interface, ownership, slot, switch_facts, vm_interface, vm_port
 from upgrader.core.inventory import active_slot, bindings, join
 from upgrader.core.model import ORIGIN_KEY, SlotStatus
+from upgrader.sim.facts import PID, ovs_interface, ownership, slot, switch_facts, vm_interface, vm_port
 
 DOWN = SlotStatus(None, None)
 

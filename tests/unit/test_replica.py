@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.build_facts import slot
 from upgrader.core import control, replica
 from upgrader.core.model import ORIGIN_KEY, PortBinding
 from upgrader.core.replica import BRIDGE, CONTROLLER, INTERFACE, PORT, ROOT, Ref, Row, Tables, Value
+from upgrader.sim.facts import slot
 
 B = slot("b")
 A = slot("a")

@@ -9,16 +9,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.build_facts import vm_interface
-from tests.support.simhost import ListRecorder, World, is_ours, make, refused
+from tests.support.runs import Killed, new_engine, settled
 from upgrader.core import plan as planning
 from upgrader.core.errors import HostError
+from upgrader.core.journal import Event, EventKind, RunView
+from upgrader.core.lifecycle import StepState
 from upgrader.core.model import HostFacts, Slot, SlotName
 from upgrader.core.plan import Plan, StepKind
 from upgrader.core.report import RunReport
+from upgrader.core.report import report as report_of
+from upgrader.engine.control import Control, Request
 from upgrader.engine.facts import gather
-from upgrader.engine.run import Run
-from upgrader.ports import Host
+from upgrader.engine.run import Engine
+from upgrader.ports import Host, Watcher
+from upgrader.sim.facts import vm_interface
+from upgrader.sim.host import World, is_ours, make, refused
 
 Made = tuple[World, Host, dict[SlotName, Slot]]
 
@@ -32,32 +37,20 @@ def upgrade_plan(made: Made) -> Plan:
     return planning.upgrade(look(made), made[1].steering.capabilities())
 
 
+def new_run(
+    made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None
+) -> Engine:
+    return new_engine(made[1], made[2], plan, watch, control)
+
+
 def carry_out(
-    made: Made, plan: Plan, recorder: ListRecorder | None = None, interrupted: Callable[[], bool] = lambda: False
+    made: Made, plan: Plan, watch: Watcher = lambda view, event: None, control: Control | None = None
 ) -> RunReport:
-    _, host, slots = made
-    return Run(plan, host, slots, recorder or ListRecorder(), 20_000, interrupted).execute()
+    return report_of(new_run(made, plan, watch, control).forward())
 
 
 def restore_plan(made: Made, slot: SlotName) -> Plan:
     return planning.restore(look(made), made[1].steering.capabilities(), slot)
-
-
-def settled(world: World, slot: SlotName) -> None:
-    """Every VM is served by `slot`, reached there by the one rule, and nothing is left of a run."""
-    assert set(world.owners().values()) == {slot}
-    assert world.steady == (slot,)
-    assert world.rules == {}
-    assert world.in_control == slot
-    assert world.unreached() == []
-    assert world.trouble == []
-    assert world.pids["b" if slot == "a" else "a"] is None
-    assert world.listeners == set()
-    for bridge in world.switch.bridges:
-        assert world.flows[slot, bridge.name], f"slot {slot} forwards nothing on {bridge.name}"
-    for domain, vm in world.vms.items():
-        own = vm.ownership.owner if vm.ownership else ""
-        assert {c for d, c in world.chardevs if d == domain} <= {own}, "a second connection was left behind"
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -81,10 +74,20 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 def test_intent_comes_before_every_effect(tmp_path: Path) -> None:
     made = make(tmp_path)
-    recorder = ListRecorder()
     plan = upgrade_plan(made)
-    carry_out(made, plan, recorder)
-    assert recorder.events == [(what, s.title) for s in plan.steps for what in ("intent", "outcome")]
+    run = new_run(made, plan)
+    effects: list[tuple[str, StepState]] = []
+
+    def at_effect(name: str, count: int) -> None:
+        place = next((i for i, s in enumerate(run.view.steps) if s.state is not StepState.DONE), 0)
+        effects.append((name, run.view.steps[place].state))
+
+    made[0].fault = at_effect
+    run.forward()
+    assert len(effects) > 20
+    assert {state for _, state in effects} == {StepState.INTENDED}, effects
+    kinds = [(e.kind, e.step) for e in run.view.events if e.step is not None]
+    assert kinds == [(kind, i) for i in range(len(plan.steps)) for kind in (EventKind.INTENT, EventKind.OUTCOME)]
 
 
 def test_with_dual_delivery_a_packet_always_reaches_the_owner(tmp_path: Path) -> None:
@@ -120,11 +123,6 @@ def count_calls(tmp: Path, vms: int) -> int:
     return len(made[0].calls)
 
 
-def retire_begins(calls: list[str]) -> int:
-    """Number of the first call after the last of move-control, which copies once more, the other way."""
-    return len(calls) - calls[::-1].index("sync_learned") + 1
-
-
 def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, int], BaseException | None]:
     """The call of that number fails; a command that is tried again fails again."""
     tried: list[str] = []
@@ -143,40 +141,36 @@ def fails_at(number: int, error: Callable[[], BaseException]) -> Callable[[str, 
 def test_a_failure_at_any_call_leaves_every_vm_served(tmp_path: Path, error: Callable[[], BaseException]) -> None:
     made = make(tmp_path / "count")
     carry_out(made, upgrade_plan(made))
-    total, retire = len(made[0].calls), retire_begins(made[0].calls)
+    total, ended = len(made[0].calls), made[0].calls.index("stop a") + 2
     for number in range(1, total + 1):
         made = make(tmp_path / str(number))
         world = made[0]
         plan = upgrade_plan(made)
         world.fault = fails_at(number, error)
         report = carry_out(made, plan)
-        assert report.error
-        assert report.next
-        if number < retire:
+        if number < ended:
+            assert report.error
+            assert report.next
             assert report.outcome == "restored", (number, world.calls[-5:])
             settled(world, "a")
-        else:
-            assert report.outcome == "operator-needed"
-            assert set(world.owners().values()) == {"b"}
-            assert world.unreached() == []
-            assert world.trouble == []
+        else:  # there is no way back; the step is tried again, and what failed has passed
+            assert report.outcome == "done", report.error
+            settled(world, "b")
 
 
-def test_after_a_failed_retirement_the_command_it_names_ends_the_run(tmp_path: Path) -> None:
+def test_a_retirement_that_cannot_be_finished_needs_a_person_and_resumes(tmp_path: Path) -> None:
     made = make(tmp_path)
     world = made[0]
-    plan = upgrade_plan(made)
-    world.fault = lambda name, count: refused("no") if name == "stop a" else None
-    report = carry_out(made, plan)
-    assert report.next == "upgrade --host localhost --restore b"
+    run = new_run(made, upgrade_plan(made))
+    world.fault = lambda name, count: refused("no") if name.startswith("redirect") and world.pids["a"] is None else None
+    report = report_of(run.forward())
+    assert report.outcome == "operator-needed"
+    assert "upgrade resume" in (report.next or "")
+    assert set(world.owners().values()) == {"b"}
+    assert world.unreached() == []
     world.fault = lambda name, count: None
-    restored = carry_out(made, restore_plan(made, "b"))
-    assert restored.outcome == "done"
+    assert run.forward().state == "done"
     settled(world, "b")
-
-
-class Killed(BaseException):
-    """SIGKILL of the coordinator: nothing of it runs any more, no undo."""
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -263,15 +257,15 @@ def test_ctrl_c_undoes_the_run_after_the_step_in_hand(tmp_path: Path, at: str) -
     made = make(tmp_path)
     world = made[0]
     plan = upgrade_plan(made)
-    asked: list[str] = []
+    control = Control()
 
     def watch(name: str, count: int) -> None:
         if name == at:
-            asked.append(name)
+            control.ask(Request.BACK)
 
     world.fault = watch
-    report = carry_out(made, plan, interrupted=lambda: bool(asked))
-    assert (report.outcome, report.error) == ("restored", "INTERRUPTED: a person stopped the run")
+    report = carry_out(made, plan, control=control)
+    assert (report.outcome, report.error) == ("restored", "ASKED: a person asked for it")
     assert report.moved == 0
     settled(world, "a")
 
@@ -295,18 +289,15 @@ def test_a_vm_that_ends_in_the_middle_is_no_reason_to_stop(tmp_path: Path, at: s
 
 
 def test_a_terminal_that_is_gone_holds_nothing_up(tmp_path: Path) -> None:
-    class Gone(ListRecorder):
-        def outcome(self, *_: object) -> None:
-            raise OSError(5, "Input/output error")
-
-        undone = failed = intent = outcome
+    def gone(view: RunView, event: Event) -> None:
+        raise OSError(5, "Input/output error")
 
     made = make(tmp_path)
-    assert carry_out(made, upgrade_plan(made), Gone()).outcome == "done"
+    assert carry_out(made, upgrade_plan(made), gone).outcome == "done"
     settled(made[0], "b")
     world = made[0]
     world.fault = lambda name, count: refused("no") if name.startswith("switch vm1") else None
-    assert carry_out(made, upgrade_plan(made), Gone()).outcome == "restored"
+    assert carry_out(made, upgrade_plan(made), gone).outcome == "restored"
     settled(world, "b")
 
 
@@ -373,6 +364,35 @@ def test_the_old_switch_dies_before_the_vms_are_attached(tmp_path: Path) -> None
     report = carry_out(made, plan)
     assert report.outcome == "operator-needed"
     assert world.pids["b"] is not None
+
+
+@pytest.mark.parametrize("at", ["point_to b", "start_at_boot b", "drop_clients a"])
+@pytest.mark.parametrize(("dead", "outcome", "left"), [("a", "done", "b"), ("b", "restored", "a")])
+def test_a_switch_that_dies_while_the_names_change(
+    tmp_path: Path, at: str, dead: SlotName, outcome: str, left: SlotName
+) -> None:
+    """The names end up with the one that lives and serves the VMs."""
+    made = make(tmp_path)
+    world = made[0]
+    plan = upgrade_plan(made)
+
+    def die(name: str, count: int) -> None:
+        if name == at and world.pids[dead] is not None and not died:
+            died.append(name)
+            world.die(dead)
+
+    died: list[str] = []
+    world.fault = die
+    report = carry_out(made, plan)
+    assert died == [at]
+    assert report.outcome == outcome, report.error
+    settled(world, left)
+
+
+def test_names_that_somebody_else_has_block_the_run(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    made[1].well_known.problem = lambda: "ovs-vswitchd (pid 5) runs there"  # type: ignore[method-assign]
+    assert [f.code for f in upgrade_plan(made).blocking] == ["WELL_KNOWN_TAKEN"]
 
 
 def test_a_missed_deadline_is_tried_again(tmp_path: Path) -> None:
@@ -449,8 +469,11 @@ def test_plan_order(tmp_path: Path) -> None:
         StepKind.OPEN_WINDOW,
         StepKind.MOVE_VM,
         StepKind.MOVE_VM,
+        StepKind.CATCH_UP,
         StepKind.CLOSE_WINDOW,
         StepKind.MOVE_CONTROL,
+        StepKind.PROMOTE,
+        StepKind.SOAK,
         StepKind.RETIRE,
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.show import machine, upgrade
+from tests.show import items, machine, upgrade
 from upgrader.adapters import gate
 from upgrader.lab.spec import RUN_ROOT
 from upgrader.lab.traffic.analysis import Direction
@@ -60,15 +60,15 @@ def test_nothing_passes_in_silence(
             (tmp_path / "tests.xml").write_text(xml)
         return gate.Completed(tuple(argv), code, "", "")
 
-    monkeypatch.setattr(upgrade, "OUT", tmp_path)
+    monkeypatch.setattr(items, "OUT", tmp_path)
     monkeypatch.setattr(gate, "run", pytest_ran)
-    assert [item.holds for item in upgrade.tested("test_it")] == holds
+    assert [item.holds for item in items.tested(upgrade.UPGRADE_TESTS, "test_it")] == holds
 
 
 def test_the_tests_it_names_are_there() -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     names = [f"{upgrade.UPGRADE_TESTS}::{name}" for name in (*upgrade.KILLED, *upgrade.REFUSED)]
-    done = gate.run([*argv, *names], cwd=upgrade.ROOT, timeout_s=120, check=False)
+    done = gate.run([*argv, *names], cwd=items.ROOT, timeout_s=120, check=False)
     assert done.returncode == 0, done.stdout
     assert all(name in done.stdout for name in names)
 

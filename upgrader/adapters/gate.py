@@ -94,10 +94,13 @@ def run(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End a command and what it started; daemons that left its session stay."""
+    """End a command and what it started; daemons that left its session stay, and may hold its pipes open."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()
 
 
 def spawn(

@@ -1,4 +1,4 @@
-"""Netlink sockets in another network namespace, without a fork.
+"""Sockets in another network namespace, without a fork.
 
 pyroute2 forks a helper to make a socket in a namespace. A helper is a copy of us: a Ctrl-C that reaches it unwinds our
 stack a second time, undo and all. Here a thread enters the namespace, makes the socket and ends; the socket stays
@@ -32,11 +32,19 @@ def netlink(netns: str | None) -> Iterator[IPRoute]:
         with IPRoute() as ipr:
             yield ipr
         return
-    with _socket_in(netns) as sock, IPRoute(use_socket=sock) as ipr:
+    with route_socket(netns) as sock, IPRoute(use_socket=sock) as ipr:
         yield ipr
 
 
-def _socket_in(netns: str) -> socket.socket:
+def route_socket(netns: str | None) -> socket.socket:
+    """An rtnetlink socket in the named namespace (None: ours), unbound. Raises as `netlink` does."""
+    return socket_in(netns, socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_ROUTE)
+
+
+def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket of that family, type and protocol in the named namespace (None: ours). Raises as `netlink` does."""
+    if netns is None:
+        return socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     made: list[socket.socket] = []
     failed: list[OSError] = []
 
@@ -48,7 +56,7 @@ def _socket_in(netns: str) -> socket.socket:
                 if libc.setns(namespace, _CLONE_NEWNET) != 0:
                     code = ctypes.get_errno()
                     raise OSError(code, os.strerror(code), f"setns {netns}")
-                made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_ROUTE))
+                made.append(socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
             finally:
                 os.close(namespace)
         except OSError as error:

@@ -1,47 +1,66 @@
 """VF steering in software: tc u32 filters and mirred actions on the PF's ingress, over netlink.
 
 Works on any netdev. One filter takes all of the overlay (UDP to the VXLAN port) and, while a window is open, one
-filter a VM in front of it takes the VM's own (VNI and inner destination MAC). A filter is changed in place by its
-handle: the kernel swaps it in one step (RCU), so no packet meets a gap. Offsets are those of an IPv4 header without
-options (RFC 791), then UDP (RFC 768) and VXLAN (RFC 7348).
+filter a VM in front of it takes the VM's own (VNI and inner destination MAC). What a filter does is changed in one step
+(RCU), so no packet meets a gap: its mirred action where it has one, else the whole filter by its handle.
+
+Once the filters have been read, the messages that turn each of them to either slot stand ready, and turning one is one
+message and its answer: `move_vm`, and `failover` of all.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from upgrader.adapters.netlink import netlink
+from upgrader.adapters.netlink import netlink, route_socket
+from upgrader.core import tc
 from upgrader.core.errors import HostError
-from upgrader.core.model import SlotName, SteeringCapabilities, SteeringRule, VmPort
+from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
+from upgrader.core.tc import Mirred
 
 # Where the filters of a PF hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
 INGRESS = 0xFFFF0000
 CLSACT_INGRESS = 0xFFFFFFF2
-ETH_P_IP = 0x0800
 PRIO_VM = 10  # single VMs, in front of
 PRIO_STEADY = 20  # the rest of the overlay; priorities 1 to 49 are ours
+_ANSWER_S = 2
 
-_MATCH_UDP = ("0x05/0x0f+0", "0x11/0xff+9", "0x0000/0x1fff+6")  # no options, UDP, not a later fragment
-_OFF_DPORT, _OFF_VNI, _OFF_INNER_MAC = 22, 32, 36
+# a filter of ours: its priority, VNI and inner MAC
+Key = tuple[int, int | None, str | None]
+_STEADY: Key = (PRIO_STEADY, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Filter:
-    """One u32 filter of ours in the kernel."""
+    """One u32 filter of ours in the kernel, and its mirred actions in order: netdev and index of each."""
 
-    prio: int
+    key: Key
     handle: int
-    vni: int | None
-    mac: str | None
     ifindexes: tuple[int, ...]
+    indexes: tuple[int, ...]
     packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Armed:
+    """What turns one filter at once.
+
+    action   messages that change its one action, by slot; empty where it has two, or a new one not read yet
+    replace  the message that replaces the filter by one to these slots
+    """
+
+    action: dict[SlotName, bytes]
+    replace: Callable[[tuple[SlotName, ...]], bytes]
 
 
 class TcU32:
@@ -57,41 +76,89 @@ class TcU32:
         self._netns = netns
         self._representors = representors
         self._vxlan_port = vxlan_port
+        self._armed: dict[Key, _Armed] = {}
+        self._socket: _Requests | None = None
 
     def capabilities(self) -> SteeringCapabilities:
         return SteeringCapabilities(dual_delivery=True)
 
-    def steady(self, slot: SlotName) -> None:
+    def facts(self) -> NicFacts:
         with self._kernel() as kernel:
-            kernel.set(PRIO_STEADY, None, None, (slot,))
+            ours, foreign = len(kernel.filters), tuple(kernel.foreign)
+        return NicFacts("any", os.uname().release, "", "", "tc u32 in the kernel", ours + len(foreign), foreign)
+
+    def prepare(self, slot: SlotName) -> None:
+        """A netdev that packets are sent to needs nothing."""
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:  # noqa: ARG002 - a netdev does not forget
+        with self._kernel() as kernel:
+            kernel.set(_STEADY, (slot,))
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
         """The single rules first, then the rest (broadcast, unknown MACs) to both: nothing misses its switch."""
         with self._kernel() as kernel:
             for port, slot in served:
-                kernel.set(PRIO_VM, _vni_of(port), port.mac.lower(), (slot,))
-            kernel.set(PRIO_STEADY, None, None, tuple(self._representors))
+                kernel.set(_key(port), (slot,))
+            kernel.set(_STEADY, tuple(self._representors))
+        with self._kernel():  # read again: new filters have handles and indexes now
+            pass
 
     def move_vm(self, port: VmPort, slots: Sequence[SlotName]) -> None:
-        with self._kernel() as kernel:
-            kernel.set(PRIO_VM, _vni_of(port), port.mac.lower(), tuple(slots))
+        key = _key(port)
+        if not self._turn([key], tuple(slots)):
+            with self._kernel() as kernel:
+                kernel.set(key, tuple(slots))
 
     def close_window(self, slot: SlotName) -> None:
         """The rule for all is turned first, the single ones go after it: at no time is a packet without a rule."""
         with self._kernel() as kernel:
-            kernel.set(PRIO_STEADY, None, None, (slot,))
+            kernel.set(_STEADY, (slot,))
             kernel.remove(PRIO_VM)
+
+    def failover(self, slot: SlotName) -> None:
+        """Every filter to `slot`; the single ones stay, so that a run's window can be closed in order."""
+        if _STEADY in self._armed and self._turn(list(self._armed), (slot,)):
+            return
+        with self._kernel() as kernel:
+            for key in (_STEADY, *(k for k in kernel.filters if k != _STEADY)):
+                kernel.set(key, (slot,))
 
     def rules(self) -> tuple[SteeringRule, ...]:
         with self._kernel() as kernel:
             return tuple(
-                SteeringRule(f.vni, f.mac, kernel.slots(f.ifindexes), f.packets) for f in kernel.filters.values()
+                SteeringRule(vni, mac, kernel.slots(f.ifindexes), f.packets)
+                for (_, vni, mac), f in kernel.filters.items()
             )
+
+    def arrived(self) -> dict[SlotName, int]:
+        with self._kernel() as kernel:
+            return kernel.sent()
+
+    def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
+        """Turn these filters by what is armed. False where one is not, or was not what we thought."""
+        if self._socket is None or not all(key in self._armed for key in keys):
+            return False
+        actions, filters = [], []
+        for key in keys:
+            armed = self._armed[key]
+            if armed.action and len(slots) == 1:
+                actions.append(armed.action[slots[0]])
+            else:
+                filters.append(armed.replace(slots))
+                self._armed[key] = _Armed({}, armed.replace)  # its actions are new ones
+        try:
+            self._socket.send(filters + tc.change_actions(actions))
+        except OSError:  # somebody has changed the filters since, or made netdevs anew: look again
+            self._armed.clear()
+            return False
+        return True
 
     @contextmanager
     def _kernel(self) -> Iterator[_Kernel]:
-        """The PF's filters, read once, over one socket in the PF's namespace."""
+        """The PF's filters, read once, over one socket in the PF's namespace; what is not changed stays armed."""
         try:
+            if self._socket is None:
+                self._socket = _Requests(route_socket(self._netns))
             with netlink(self._netns) as ipr:
                 links: dict[str, int] = {}
                 for name in (self._pf, *self._representors.values()):
@@ -100,7 +167,10 @@ class TcU32:
                         raise self._error(f"there is no netdev {name} in {self._where()}")
                     links[name] = found[0]
                 representors = {slot: links[name] for slot, name in self._representors.items()}
-                yield _Kernel(ipr, links[self._pf], representors, self._vxlan_port)
+                kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
+                self._armed = {}
+                yield kernel
+                self._armed = kernel.arm()
         except FileNotFoundError as error:
             raise self._error(f"there is no network namespace {self._netns}") from error
         except (NetlinkError, OSError) as error:
@@ -119,22 +189,59 @@ class TcU32:
         )
 
 
+class _Requests:
+    """Requests that were built beforehand, on one rtnetlink socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_S, 0))
+        self._socket = sock
+        self._sequence = 0
+
+    def send(self, messages: list[bytes]) -> None:
+        """Send them in one go and read the kernel's answer to each. Raises OSError with the first refusal."""
+        if not messages:
+            return
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        batch = bytearray().join(messages)
+        start = 0
+        for number, m in enumerate(messages, first):
+            struct.pack_into("=I", batch, start + 8, number)
+            start += len(m)
+        self._socket.send(batch)
+        refused = 0
+        left = len(messages)
+        while left:
+            answer = self._socket.recv(8192)
+            (number, code) = struct.unpack_from("=I4xi", answer, 8)  # struct nlmsghdr, then struct nlmsgerr
+            if first <= number <= self._sequence:  # else the late answer to a request that was given up
+                left -= 1
+                refused = refused or -code
+        if refused:
+            raise OSError(refused, os.strerror(refused))
+
+
 class _Kernel:
     """One PF's filters of ours, while a netlink socket is open.
 
     pf            ifindex of the PF
     representors  ifindex by slot
-    filters       by (priority, VNI, inner MAC); those of others on the same PF are not ours to see
+    filters       by key; others on the same PF are `foreign`, in words, and never touched
     """
 
-    def __init__(self, ipr: IPRoute, pf: int, representors: dict[SlotName, int], vxlan_port: int) -> None:
+    def __init__(
+        self, ipr: IPRoute, requests: _Requests, pf: int, representors: dict[SlotName, int], vxlan_port: int
+    ) -> None:
         self._ipr = ipr
+        self._requests = requests
         self._pf = pf
         self._representors = representors
         self._vxlan_port = vxlan_port
         kinds = {q.get_attr("TCA_KIND") for q in ipr.get_qdiscs(index=pf)}
         self._has_qdisc = bool(kinds & {"ingress", "clsact"})
         self._parent = CLSACT_INGRESS if "clsact" in kinds else INGRESS
+        self._changed: set[Key] = set()
+        self.foreign: list[str] = []
         self.filters = self._read() if self._has_qdisc else {}
 
     def slots(self, ifindexes: tuple[int, ...]) -> tuple[SlotName, ...]:
@@ -142,65 +249,103 @@ class _Kernel:
         by_index = {index: slot for slot, index in self._representors.items()}
         return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
 
-    def set(self, prio: int, vni: int | None, mac: str | None, slots: tuple[SlotName, ...]) -> None:
-        """Make the one filter with this match point at these slots: changed in place, or added where there is none."""
-        if not slots or len(set(slots)) != len(slots):
-            raise ValueError(f"slots to steer to: {slots}")
-        targets = tuple(self._representors[s] for s in slots)
-        present = self.filters.get((prio, vni, mac))
-        if present and present.ifindexes == targets:
+    def sent(self) -> dict[SlotName, int]:
+        """Packets sent to each slot's netdev."""
+        counts = {}
+        for slot, index in self._representors.items():
+            (link,) = self._ipr.get_links(index)
+            counts[slot] = int(link.get_attr("IFLA_STATS64")["tx_packets"])
+        return counts
+
+    def set(self, key: Key, slots: tuple[SlotName, ...]) -> None:
+        """Make the one filter with this match point to these slots: changed in place, or added where there is none."""
+        present = self.filters.get(key)
+        if present and present.ifindexes == tuple(self._representors[s] for s in slots):
             return
-        *mirrors, last = targets
-        request: dict[str, Any] = {
-            "index": self._pf,
-            "parent": self._parent,
-            "prio": prio,
-            "protocol": ETH_P_IP,
-            "target": 0,
-            "keys": _keys(self._vxlan_port, vni, mac),
-            "action": [
-                *({"kind": "mirred", "direction": "egress", "action": "mirror", "ifindex": i} for i in mirrors),
-                {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": last},
-            ],
-        }
-        if present:
-            self._ipr.tc("replace-filter", "u32", handle=present.handle, **request)
-            return
+        message = self._message(key, present.handle if present else 0, slots)
         if not self._has_qdisc:
             self._ipr.tc("add", "ingress", index=self._pf, handle=INGRESS)
             self._has_qdisc = True
-        self._ipr.tc("add-filter", "u32", **request)
+        self._changed.add(key)
+        self._requests.send([message])
 
     def remove(self, prio: int) -> None:
         """Take every filter of ours with this priority away."""
-        for f in self.filters.values():
-            if f.prio == prio:
-                self._ipr.tc(
-                    "del-filter", "u32", index=self._pf, handle=f.handle, parent=self._parent, prio=prio,
-                    protocol=ETH_P_IP, target=0,
-                )  # fmt: skip
+        ours = [f for f in self.filters.values() if f.key[0] == prio]
+        self._requests.send(
+            [
+                tc.filter_message(
+                    tc.DEL_FILTER,
+                    0,
+                    ifindex=self._pf,
+                    parent=self._parent,
+                    prio=prio,
+                    handle=f.handle,
+                    classifier="u32",
+                )
+                for f in ours
+            ]
+        )
+        self.filters = {key: f for key, f in self.filters.items() if f not in ours}
 
-    def _read(self) -> dict[tuple[int, int | None, str | None], _Filter]:
-        found = {}
+    def arm(self) -> dict[Key, _Armed]:
+        """Messages that turn each filter as it was read; one that was changed since is turned as a whole.
+
+        None at all while there are filters that have not been read yet.
+        """
+        if self._changed - self.filters.keys():
+            return {}
+        return {
+            key: _Armed(
+                {s: Mirred(i, index=f.indexes[0]).encode() for s, i in self._representors.items()}
+                if len(f.indexes) == 1 and key not in self._changed
+                else {},
+                partial(self._message, key, f.handle),
+            )
+            for key, f in self.filters.items()
+        }
+
+    def _message(self, key: Key, handle: int, slots: tuple[SlotName, ...]) -> bytes:
+        """What makes the filter point to these slots: in the place of the one with that handle, or new (0)."""
+        if not slots or len(set(slots)) != len(slots):
+            raise ValueError(f"slots to steer to: {slots}")
+        prio, vni, mac = key
+        targets = [self._representors[s] for s in slots]
+        options = tc.u32_options(tc.overlay_words(self._vxlan_port, vni, mac), tc.deliver(targets))
+        flags = tc.CREATE | (tc.REPLACE if handle else tc.EXCLUSIVE)
+        return tc.filter_message(
+            tc.NEW_FILTER, flags, ifindex=self._pf, parent=self._parent, prio=prio, handle=handle, classifier="u32",
+            options=options,
+        )  # fmt: skip
+
+    def _read(self) -> dict[Key, _Filter]:
+        found: dict[Key, _Filter] = {}
         for message in self._ipr.get_filters(index=self._pf, parent=self._parent):
             prio = message["info"] >> 16
+            kind = message.get_attr("TCA_KIND")
             options = message.get_attr("TCA_OPTIONS")
-            if prio not in (PRIO_VM, PRIO_STEADY) or message.get_attr("TCA_KIND") != "u32" or options is None:
+            if options is None:
                 continue
-            selector = options.get_attr("TCA_U32_SEL")
-            actions = options.get_attr("TCA_U32_ACT")
-            if selector is None or actions is None:
+            selector = options.get_attr("TCA_U32_SEL") if kind == "u32" else None
+            if kind == "u32" and selector is None:
                 continue  # the hash table's own entry
-            words = _read_keys(selector)
-            if not _is_ours(words, self._vxlan_port):
+            # from the bytes: pyroute2 0.9 decodes keys four bytes early
+            words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
+            actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
+            match = tc.read_overlay(words, self._vxlan_port)
+            key = (prio, *match) if match else None
+            if key is None or actions is None or (prio, match == (None, None)) not in _OURS:
+                self.foreign.append(f"{kind} filter {message['handle']:#x} at priority {prio}")
                 continue
-            vni, mac = _read_match(words)
-            targets, packets = _read_actions(actions)
-            found[prio, vni, mac] = _Filter(prio, message["handle"], vni, mac, targets, packets)
+            targets, indexes, packets = _read_actions(actions)
+            found[key] = _Filter(key, message["handle"], targets, indexes, packets)
         return found
 
 
-def _vni_of(port: VmPort) -> int:
+_OURS = frozenset({(PRIO_VM, False), (PRIO_STEADY, True)})  # priority, and whether it takes the rest
+
+
+def _key(port: VmPort) -> Key:
     if port.vni is None:
         raise HostError(
             "STEERING_NO_VNI",
@@ -208,55 +353,13 @@ def _vni_of(port: VmPort) -> int:
             state="its steering was not changed",
             next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
         )
-    return port.vni
+    return PRIO_VM, port.vni, port.mac.lower()
 
 
-def _keys(vxlan_port: int, vni: int | None, mac: str | None) -> list[str]:
-    """u32 keys in pyroute2's notation value/mask+offset, each within one aligned 32-bit word."""
-    keys = [*_MATCH_UDP, f"{vxlan_port:#06x}/0xffff+{_OFF_DPORT}"]
-    if vni is not None:
-        keys.append(f"{vni << 8:#010x}/0xffffff00+{_OFF_VNI}")
-    if mac is not None:
-        digits = mac.replace(":", "")
-        keys += [f"0x{digits[:8]}/0xffffffff+{_OFF_INNER_MAC}", f"0x{digits[8:]}/0xffff+{_OFF_INNER_MAC + 4}"]
-    return keys
-
-
-def _read_keys(selector: Any) -> dict[int, tuple[int, int]]:
-    """A filter's keys: offset -> (value, mask), 32 bits each.
-
-    Read from the attribute's bytes (struct tc_u32_sel and tc_u32_key, linux/pkt_cls.h): pyroute2 0.9 writes keys
-    rightly but decodes them four bytes early.
-    """
-    start = selector.offset + 4 + 16
-    return {
-        off: (value, mask)
-        for mask, value, off, _ in (
-            struct.unpack_from(">II", selector.data, start + 16 * i)
-            + struct.unpack_from("=ii", selector.data, start + 16 * i + 8)
-            for i in range(selector["nkeys"])
-        )
-    }
-
-
-def _is_ours(words: dict[int, tuple[int, int]], vxlan_port: int) -> bool:
-    """Whether a filter's keys are the ones we would have written."""
-    return words.get(_OFF_DPORT) == (vxlan_port << 16, 0xFFFF0000)
-
-
-def _read_match(words: dict[int, tuple[int, int]]) -> tuple[int | None, str | None]:
-    """VNI and inner MAC a filter matches, read from its words."""
-    vni = words[_OFF_VNI][0] >> 8 if _OFF_VNI in words else None
-    mac = None
-    if _OFF_INNER_MAC in words:
-        high, low = words[_OFF_INNER_MAC][0], words[_OFF_INNER_MAC + 4][0] >> 16
-        mac = (high.to_bytes(4, "big") + low.to_bytes(2, "big")).hex(":")
-    return vni, mac
-
-
-def _read_actions(actions: Any) -> tuple[tuple[int, ...], int]:
-    """Netdevs a filter's mirred actions send to, in order, and the packets the first of them has seen."""
+def _read_actions(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Netdevs a filter's mirred actions send to, their indexes, and the packets the first of them has seen."""
     targets: list[int] = []
+    indexes: list[int] = []
     packets = 0
     for _, action in _attrs(actions):
         options = action.get_attr("TCA_ACT_OPTIONS")
@@ -268,7 +371,8 @@ def _read_actions(actions: Any) -> tuple[tuple[int, ...], int]:
             basic = stats.get_attr("TCA_STATS_BASIC") if stats is not None else None
             packets = basic["packets"] if basic else 0
         targets.append(parms["ifindex"])
-    return tuple(targets), packets
+        indexes.append(parms["index"])
+    return tuple(targets), tuple(indexes), packets
 
 
 def _attrs(message: Any) -> Iterable[tuple[str, Any]]:

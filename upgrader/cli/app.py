@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TextIO, cast
 
@@ -15,7 +14,9 @@ import structlog
 import typer
 import typer.exceptions
 
-from upgrader.core.errors import BlockedError, Exit, UpgradeError, UsageError
+from upgrader.cli import verbs
+from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes
+from upgrader.core.errors import Exit, UpgradeError, UsageError
 from upgrader.core.model import SlotName
 from upgrader.terminal import Stderr, consoles
 
@@ -28,27 +29,37 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 def upgrade(
     context: typer.Context,
     host: Annotated[
-        str | None, typer.Option("--host", help="The host to upgrade: localhost, or this machine's name.")
+        str | None, typer.Option("--host", help="The host: localhost, or another one, reached by ssh.")
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="Configuration (default: $OVS_UPGRADE_CONFIG, /etc/ovs-upgrade/config.toml)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show findings and plan, change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the run.")] = False,
+    yes: Yes = False,
     restore: Annotated[
         str | None,
         typer.Option(
             "--restore",
             metavar="a|b",
-            help="After a run that was cut off: bring every VM to this slot, retire the other.",
+            help="Where the journal does not help: bring every VM to this slot, end the other.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print plan or report as JSON on stdout.")] = False,
+    keep_old: KeepOld = None,
+    on_failure: OnFailure = None,
+    as_json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every command that is run.")] = False,
 ) -> None:
-    """Replace the OVS-DPDK of a host under its running VMs, one VM at a time."""
+    """Replace the OVS-DPDK of a host under its running VMs, one VM at a time.
+
+    Without a verb and with --host: check, plan, ask, run, report.
+    """
     _logging(verbose)
+    context.obj = Globals(config, host)
+    if host is not None and not _is_local(host):
+        from upgrader.cli.remote import run_there  # noqa: PLC0415
+
+        raise typer.Exit(run_there(host, _ARGUMENTS))
     if context.invoked_subcommand is not None:
         return
     if host is None:
@@ -66,113 +77,24 @@ def upgrade(
             next=f"upgrade --host {host} --dry-run   (it names the slot that serves each VM)",
         )
     slot: SlotName | None = "a" if restore == "a" else "b" if restore == "b" else None
-    raise typer.Exit(_upgrade(_local(host), config, dry_run=dry_run, yes=yes, restore=slot, as_json=as_json))
-
-
-def _upgrade(
-    host: str, config: Path | None, *, dry_run: bool, yes: bool, restore: SlotName | None, as_json: bool
-) -> int:
-    # late: --help and errors about arguments need neither libvirt nor pyroute2, which take half a second to import
-    from upgrader import wiring  # noqa: PLC0415
-    from upgrader.cli import render  # noqa: PLC0415
-    from upgrader.cli.interrupt import interrupts  # noqa: PLC0415
-    from upgrader.config import config_path, load  # noqa: PLC0415
-    from upgrader.core import plan as planning  # noqa: PLC0415
-    from upgrader.core.report import plan_json  # noqa: PLC0415
-    from upgrader.engine.facts import gather  # noqa: PLC0415
-    from upgrader.engine.lock import host_lock  # noqa: PLC0415
-    from upgrader.engine.run import Run  # noqa: PLC0415
-
-    out, err = consoles()
-    _require_root()
-    settings = load(config_path(config))
-    real, slots = wiring.host(settings), wiring.slots(settings)
-
-    def make_plan() -> planning.Plan:
-        facts = gather(host, slots, real, vni_key=settings.host.vni_external_id, adapter=settings.nic.adapter)
-        capabilities, accept = real.steering.capabilities(), settings.policy.accept
-        if restore:
-            made = planning.restore(facts, capabilities, restore, accept)
-        else:
-            made = planning.upgrade(facts, capabilities, accept)
-        render.show_owners(err, facts)
-        render.show_findings(err, made.findings)
-        if made.blocking:
-            if dry_run and as_json:
-                sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
-            codes = ", ".join(f.code for f in made.blocking)
-            raise BlockedError(
-                "BLOCKED",
-                f"{len(made.blocking)} findings forbid the run: {codes}",
-                state="nothing was changed",
-                next="see `next` of each finding above",
-            )
-        return made
-
-    if dry_run:
-        plan = make_plan()
-        if as_json:
-            sys.stdout.write(json.dumps(plan_json(plan), indent=2) + "\n")
-        else:
-            render.show_plan(out, plan)
-        return Exit.DONE
-    with host_lock(settings.host.lock):
-        plan = make_plan()
-        render.show_plan(err, plan)
-        if not yes:
-            _ask(plan.source, plan.target)
-            if make_plan().id != plan.id:
-                raise BlockedError(
-                    "PLAN_STALE",
-                    "the host is not as it was when the plan was shown",
-                    state="nothing was changed",
-                    next=f"upgrade --host {host} --dry-run",
-                )
-        with interrupts() as interrupted:
-            recorder = render.ConsoleRecorder(err)
-            report = Run(plan, real, slots, recorder, settings.policy.blackout_budget_us, interrupted).execute()
-    report = replace(report, next=_with_config(report.next or "", config) or None)
-    if as_json:
-        sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
-    render.show_report(err if as_json else out, report)
-    if report.outcome == "restored" and interrupted():
-        return Exit.STOPPED
-    return {"done": Exit.DONE, "restored": Exit.RESTORED, "operator-needed": Exit.OPERATOR}[report.outcome]
-
-
-def _ask(source: str, target: str) -> None:
-    """Ask on a terminal; without one the answer has to be on the command line."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "NOT_CONFIRMED",
-            "there is no terminal to ask on",
-            state="nothing was changed",
-            next="the same command with --yes",
+    raise typer.Exit(
+        verbs.upgrade(
+            context.obj,
+            dry_run=dry_run,
+            yes=yes,
+            restore=slot,
+            keep_old=keep_old,
+            on_failure=on_failure,
+            as_json=as_json,
         )
-    if not typer.confirm(f"Move every VM from slot {source} to slot {target}?", err=True):
-        raise UsageError("NOT_CONFIRMED", "not confirmed", state="nothing was changed", next="the same command again")
+    )
 
 
-def _local(host: str) -> str:
-    names = {*_LOCAL, socket.gethostname(), socket.getfqdn()}
-    if host not in names:
-        raise UsageError(
-            "HOST_UNKNOWN",
-            f"{host} is not this machine (which is {socket.gethostname()}), and other hosts are not reached from here yet",
-            state="nothing was changed",
-            next=f"on {host}: upgrade --host localhost",
-        )
-    return socket.gethostname() if host in _LOCAL else host
+verbs.add_to(app)
 
 
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise UsageError(
-            "NOT_ROOT",
-            "starting switches, steering and QEMU's monitor need root",
-            state="nothing was changed",
-            next="the same command with sudo",
-        )
+def _is_local(host: str) -> bool:
+    return host in {*_LOCAL, socket.gethostname(), socket.getfqdn()}
 
 
 def _logging(verbose: bool) -> None:
@@ -191,10 +113,33 @@ def _logging(verbose: bool) -> None:
     )
 
 
-def _mount_lab() -> None:
-    from upgrader.lab.commands import lab_app  # noqa: PLC0415
+_ARGUMENTS: list[str] = []  # of this process, for the host they are meant for
 
-    app.add_typer(lab_app)
+
+def _mount(arguments: list[str]) -> None:
+    """Commands that take a fifth of a second to import: only for who uses them, or completes a line with them."""
+    app.registered_groups = [g for g in app.registered_groups if g.typer_instance is verbs.config_app]
+    completes = any(name.endswith("_COMPLETE") for name in os.environ)
+    if completes or "lab" in arguments:
+        from upgrader.lab.commands import lab_app  # noqa: PLC0415
+
+        app.add_typer(lab_app)
+    else:
+        app.add_typer(_named_only, name="lab", help="A host in a box: real OVS-DPDK and guests on this machine.")
+    if completes or "nic" in arguments:
+        from upgrader.cli.nic import nic_app  # noqa: PLC0415
+
+        app.add_typer(nic_app)
+    else:
+        app.add_typer(_named_only, name="nic", help="What this NIC can do for an upgrade, and which rules are ours.")
+
+
+_named_only = typer.Typer()
+
+
+@_named_only.callback()
+def _() -> None:
+    """Stands in `upgrade --help` for a group's own commands."""
 
 
 def main() -> None:
@@ -203,8 +148,9 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    _ARGUMENTS[:] = arguments
     try:
-        _mount_lab()
+        _mount(arguments)
         code = int(app(args=arguments, standalone_mode=False) or Exit.DONE)
     except typer.Abort:  # no answer at the prompt
         code = _TYPERS_CTRL_C
@@ -218,7 +164,7 @@ def _main(arguments: list[str]) -> int:
         unexpected = UpgradeError(
             "UNEXPECTED",
             f"{type(error).__name__}: {error}",
-            state="nothing was changed: this was before a run began",
+            state="this command changed nothing by itself; `upgrade status` tells of a run",
             next="the same command with --verbose, and tell the authors what it prints",
         )
         code = _refuse(arguments, unexpected)
@@ -228,18 +174,14 @@ def _main(arguments: list[str]) -> int:
     return code
 
 
-def _with_config(command: str, given: object) -> str:
-    """What to type next has to read the same configuration."""
-    return command.replace("upgrade --host", f"upgrade --config {given} --host") if given else command
-
-
 def _refuse(arguments: list[str], error: UpgradeError) -> int:
     """Show an error, on stdout as JSON where that was asked for, and return its exit code."""
     from upgrader.cli import render  # noqa: PLC0415
     from upgrader.core.report import error_json  # noqa: PLC0415
 
     if "--config" in arguments[:-1]:
-        error.next = _with_config(error.next, arguments[arguments.index("--config") + 1])
+        # what to type next has to read the same configuration
+        error.next = Globals(Path(arguments[arguments.index("--config") + 1])).command(error.next)
     render.show_error(consoles()[1], error)
     if "--json" in arguments:
         sys.stdout.write(json.dumps(error_json(error), indent=2) + "\n")

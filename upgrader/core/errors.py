@@ -16,6 +16,7 @@ class Exit(IntEnum):
     OPERATOR = 5  # failed, a person is needed
     STOPPED = 6  # paused or aborted on request
     LOCKED = 7  # another run holds the host
+    CHANGES = 10  # plan --detailed-exitcode: there is something to do
 
 
 class UpgradeError(Exception):
@@ -80,3 +81,25 @@ class HostError(UpgradeError):
 
 class StepError(UpgradeError):
     """A step's effect failed or its verification did not hold."""
+
+
+class SupersededError(UpgradeError):
+    """Another coordinator has taken this host over since we began: whatever we were about to do, we must not."""
+
+    exit_code = Exit.LOCKED
+
+    def __init__(self, ours: int, theirs: int) -> None:
+        super().__init__(
+            "SUPERSEDED",
+            f"coordinator {theirs} has taken this host over, this one is {ours}",
+            state="as that coordinator leaves it; this one stopped before its next effect",
+            next="upgrade status",
+        )
+
+
+class JournalError(UpgradeError):
+    """The journal cannot be read or written."""
+
+
+class StopAskedError(Exception):
+    """A person asked the run to stop while a step only waited; not an error, and never shown."""

@@ -22,6 +22,7 @@ Acceptable = Literal[
     "FLOW_EXPORT_LOOPBACK",
     "CONTROLLER_LOOPBACK",
     "MANAGER_LOOPBACK",
+    "STEERING_UNPROVEN",
 ]
 ACCEPTABLE: tuple[str, ...] = get_args(Acceptable)
 

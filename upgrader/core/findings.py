@@ -174,6 +174,15 @@ def _steering(facts: HostFacts) -> Iterator[Finding]:
         )
 
 
+def _control(facts: HostFacts) -> Iterator[Finding]:
+    if facts.control_problem:
+        yield blocking(
+            "WELL_KNOWN_TAKEN",
+            facts.control_problem,
+            "set host.well_known in the configuration to the directory that this host's switch may have, or end that one",
+        )
+
+
 _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _switches,
     _target,
@@ -181,4 +190,5 @@ _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _vms,
     *SWITCH_CHECKS,
     _steering,
+    _control,
 )

@@ -279,7 +279,11 @@ class OrphanInterface:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Everything a plan stands on, read once, nothing changed."""
+    """Everything a plan stands on, read once, nothing changed.
+
+    control          slot that tools and clients reach by the well-known names, None where that is not one slot
+    control_problem  why no slot may be given those names, None where one may
+    """
 
     host: str
     slots: tuple[SlotFacts, SlotFacts]
@@ -289,6 +293,8 @@ class HostFacts:
     hugepages: tuple[HugepagePool, ...]
     steering_adapter: str
     steering_problem: str | None = None
+    control: SlotName | None = None
+    control_problem: str | None = None
 
     def slot(self, name: SlotName) -> SlotFacts:
         return self.slots[SLOTS.index(name)]
@@ -341,19 +347,58 @@ class PortBinding:
 
 @dataclass(frozen=True, slots=True)
 class SteeringCapabilities:
-    """What a NIC can do for a run.
+    """What a NIC, with its driver as it is, can do for a run.
 
-    dual_delivery   traffic can be given to both slots at once, so that the hand-over needs no exact moment
+    dual_delivery        traffic can be given to both slots at once, so that the hand-over needs no exact moment
+    per_vm               one VM's traffic can be told from the rest; without, only the whole port can be turned
+    atomic               a rule is turned in one step; without, it is deleted and then added, with a gap
+    gap_caught           what arrives in that gap reaches the switch by way of the PF
+    hardware             the NIC steers, not this machine's CPUs
+    detour               while a window is open the overlay passes this machine's CPUs, on a NIC that steers otherwise
+    capacity             rules we may have at once, None where memory is the only limit
+    needs_vf_attributes  VFs are prepared (trust, spoof check, link state) before a switch opens them
+    unproven             why overlay traffic may not arrive at a VF at all, None where that was shown to work
     """
 
     dual_delivery: bool
+    per_vm: bool = True
+    atomic: bool = True
+    gap_caught: bool = False
+    hardware: bool = False
+    detour: bool = False
+    capacity: int | None = None
+    needs_vf_attributes: bool = False
+    unproven: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringRule:
-    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes the rest."""
+    """One rule of ours as read back from the NIC. `mac` and `vni` are None for the rule that takes the rest.
+
+    targets   slots it points to; none when it points to a stranger, or to a VF that was reset since
+    packets   matched so far, None where the NIC does not count by rule
+    """
 
     vni: int | None
     mac: str | None
     targets: tuple[SlotName, ...]
-    packets: int
+    packets: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NicFacts:
+    """What a NIC says of itself, and how its rules are shared out.
+
+    version   of the driver; the kernel's release for a driver that comes with the kernel
+    flavour   which build of the driver it is, in words, as far as that matters for steering
+    used      rules on the NIC, ours and others'
+    foreign   rules that are not ours, in words; they are never touched
+    """
+
+    driver: str
+    version: str
+    firmware: str
+    bus: str
+    flavour: str
+    used: int
+    foreign: tuple[str, ...]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
 
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
+from upgrader.core.steering import choose
 
 
 class StepKind(StrEnum):
@@ -21,18 +24,45 @@ class StepKind(StrEnum):
     ATTACH_STANDBY = "attach-standby"
     OPEN_WINDOW = "open-window"
     MOVE_VM = "move-vm"
+    CATCH_UP = "catch-up"
     CLOSE_WINDOW = "close-window"
     MOVE_CONTROL = "move-control"
+    PROMOTE = "promote"
+    SOAK = "soak"
     RETIRE = "retire"
+
+
+OnFailure = Literal["back", "stay", "ask"]
+ON_FAILURE: tuple[OnFailure, ...] = ("back", "stay", "ask")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a run may cost, and what becomes of it when a step fails.
+
+    blackout_budget_us  a hand-over above it stops the run; nothing is moved back for it, which would hurt twice
+    canary_check_s      the first VM is watched for so long before the others move
+    soak_s              everything is watched for so long before the old switch is given up
+    on_failure          `back`: everything is undone; `stay`: the run halts, every VM where it is, and a person decides;
+                        `ask`: as `stay`, and a terminal asks
+    keep_old            the old switch goes on standing by, so that the run can still be rolled back when it is done
+    """
+
+    blackout_budget_us: int = 20_000
+    canary_check_s: float = 2.0
+    soak_s: float = 10.0
+    on_failure: OnFailure = "back"
+    keep_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One step of a plan; `port` for the steps that concern a single VM."""
+    """One step of a plan; `port` for the steps that concern a single VM, `canary` for the first VM's move."""
 
     kind: StepKind
     title: str
     port: VmPort | None = None
+    canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +72,7 @@ class Plan:
     id         from the content: two plans with the same id do the same
     source     slot whose switch serves the VMs now, and is retired
     target     slot whose switch serves them afterwards
-    strategy   how a VM's traffic is moved: ``per-vm``, or ``per-vm-dual`` where both slots get it for the moment
+    strategy   how a VM's traffic is moved, see `core.steering.choose`
     loses      what the strategy can cost, in words for the operator
     ports      the VMs to move
     all_ports  every VM of the host, with those that are where they should be
@@ -61,19 +91,31 @@ class Plan:
     bindings: tuple[PortBinding, ...]
     steps: tuple[PlannedStep, ...]
     findings: tuple[Finding, ...]
+    policy: Policy = Policy()
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.severity is Severity.BLOCKING)
 
 
-def upgrade(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = ()) -> Plan:
+def upgrade(
+    facts: HostFacts,
+    capabilities: SteeringCapabilities,
+    accept: tuple[str, ...] = (),
+    policy: Policy = Policy(),
+) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
-    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), start=True)
+    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), accept, policy, start=True)
 
 
-def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName, accept: tuple[str, ...] = ()) -> Plan:
+def restore(
+    facts: HostFacts,
+    capabilities: SteeringCapabilities,
+    slot: SlotName,
+    accept: tuple[str, ...] = (),
+    policy: Policy = Policy(),
+) -> Plan:
     """Both slots run since a run was cut off: bring every VM to `slot`, whose switch runs, and retire the other."""
     # being half-way is what this plan is for
     found = tuple(
@@ -91,7 +133,10 @@ def restore(facts: HostFacts, capabilities: SteeringCapabilities, slot: SlotName
             ),
             *found,
         )
-    return _plan(facts, capabilities, other_slot(slot), slot, found, start=False)
+    settled = (*accept, "STEERING_UNPROVEN")
+    return _plan(
+        facts, capabilities, other_slot(slot), slot, found, settled, replace(policy, keep_old=False), start=False
+    )
 
 
 def _plan(
@@ -100,11 +145,15 @@ def _plan(
     source: SlotName,
     target: SlotName,
     findings: tuple[Finding, ...],
+    accept: tuple[str, ...],
+    policy: Policy,
     *,
     start: bool,
 ) -> Plan:
+    strategy = choose(capabilities, len(facts.ports), accept)
     old, new = facts.slot(source), facts.slot(target)
-    to_move = tuple(p for p in facts.ports if start or facts.serving(p) != target)
+    every = tuple(_without_rings(p) for p in facts.ports)
+    to_move = tuple(p for p in every if start or facts.serving(p) != target)
     bound: tuple[PortBinding, ...] = ()
     if start and facts.switch:
         bound = bindings(to_move, facts.switch, new.slot)
@@ -129,13 +178,22 @@ def _plan(
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:
-        steps.append(PlannedStep(StepKind.OPEN_WINDOW, "a steering rule for each VM, to the switch that serves it"))
-    steps += [PlannedStep(StepKind.MOVE_VM, f"{p.label}: {source} -> {target}", p) for p in to_move]
+        window = "a steering rule for each VM, to the switch that serves it"
+        steps.append(
+            PlannedStep(
+                StepKind.OPEN_WINDOW, window if strategy.per_vm else "the whole port to where most VMs are served"
+            )
+        )
+    steps += _moves(to_move, source, target)
+    steps.append(PlannedStep(StepKind.CATCH_UP, f"VMs that came meanwhile: {source} -> {target}"))
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
     steps.append(PlannedStep(StepKind.MOVE_CONTROL, f"controllers and managers to {target}"))
-    steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
-    strategy, loses = _strategy(capabilities)
-    content = repr((facts.host, source, target, old.status, new.installed_version, strategy, bound, steps))
+    steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
+    if policy.soak_s and start:
+        steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
+    if not policy.keep_old:
+        steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
+    content = repr((facts.host, source, target, old.status, new.installed_version, strategy.name, bound, steps, policy))
     return Plan(
         id=hashlib.sha256(content.encode()).hexdigest()[:12],
         host=facts.host,
@@ -143,24 +201,27 @@ def _plan(
         target=target,
         from_version=old.running_version,
         to_version=new.installed_version,
-        strategy=strategy,
-        loses=loses,
+        strategy=strategy.name,
+        loses=strategy.loses,
         ports=to_move,
-        all_ports=facts.ports,
+        all_ports=every,
         bindings=bound,
         steps=tuple(steps),
-        findings=findings,
+        findings=tuple(sorted((*strategy.findings, *findings), key=lambda f: list(Severity).index(f.severity))),
+        policy=policy,
     )
 
 
-def _strategy(capabilities: SteeringCapabilities) -> tuple[str, str]:
-    across = "between two VMs, what is sent while they are on different switches"
-    if capabilities.dual_delivery:
-        return (
-            "per-vm-dual",
-            f"per VM what arrives during the hand-over itself, about a millisecond; {across}",
+def _without_rings(port: VmPort) -> VmPort:
+    """Ring indexes run on while a plan is read; it does not stand on them."""
+    return replace(port, ownership=replace(port.ownership, rings=())) if port.ownership else port
+
+
+def _moves(ports: Sequence[VmPort], source: SlotName, target: SlotName) -> list[PlannedStep]:
+    """The first one is the canary, watched for longer before the others follow."""
+    return [
+        PlannedStep(
+            StepKind.MOVE_VM, f"{p.label}: {source} -> {target}" + (", the canary" if n == 0 else ""), p, canary=n == 0
         )
-    return (
-        "per-vm",
-        f"per VM what arrives between the hand-over and the turn of its rule, some milliseconds; {across}",
-    )
+        for n, p in enumerate(ports)
+    ]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
 
 from upgrader.core.errors import UpgradeError
-from upgrader.core.findings import Finding
+from upgrader.core.journal import EventKind, RunView
+from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import SlotName
 from upgrader.core.plan import Plan
 
 SCHEMA_VERSION = 1
-
-Outcome = Literal["done", "restored", "operator-needed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +48,20 @@ class StepRecord:
     """One step of a run as it went."""
 
     title: str
-    state: Literal["done", "failed", "undone", "undo-failed"]
+    state: StepState
     took_s: float
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run, from its plan to its outcome. `error`, `state` and `next` as in `UpgradeError`, None when done."""
+    """One run as its journal tells it. `error`, `state` and `next` as in `UpgradeError`, None when done.
 
+    outcome   `running` and `undoing` while it goes on
+    reason    of the outcome: the code of an error, ASKED for a person's request, empty for the end of the plan
+    """
+
+    run_id: int
     plan_id: str
     host: str
     from_slot: SlotName
@@ -66,11 +69,12 @@ class RunReport:
     from_version: str | None
     to_version: str | None
     strategy: str
-    outcome: Outcome
+    outcome: RunState
+    reason: str
+    started_at_ns: int
     took_s: float
     moves: tuple[VmMove, ...]
     steps: tuple[StepRecord, ...]
-    findings: tuple[Finding, ...]
     error: str | None = None
     state: str | None = None
     next: str | None = None
@@ -78,11 +82,89 @@ class RunReport:
     @property
     def moved(self) -> int:
         """VM ports that are with the new switch for good."""
-        return 0 if self.outcome == "restored" else sum(-1 if m.undone else 1 for m in self.moves)
+        return 0 if self.outcome is RunState.RESTORED else sum(-1 if m.undone else 1 for m in self.moves)
 
     def to_json(self) -> dict[str, object]:
         """As printed by --json; fields are only ever added under the same schema_version."""
         return {"schema_version": SCHEMA_VERSION, "kind": "run", **asdict(self)}
+
+
+def report(view: RunView) -> RunReport:
+    """From the journal, and nothing else."""
+    head = view.heading
+    shown = [
+        StepRecord(line.title, step.state, step.took_s, detail(step.data) if step.state is StepState.DONE else "")
+        for line, step in zip(head.steps, view.steps, strict=True)
+    ]
+    moves = [
+        replace(move, undone=event.kind is EventKind.UNDONE)
+        for event in view.events
+        if event.kind in (EventKind.OUTCOME, EventKind.UNDONE)
+        for move in vm_moves(event.data)
+    ]
+    error = view.error if view.state is not RunState.DONE else None
+    state, then = _what_next(view)
+    return RunReport(
+        run_id=head.run_id,
+        plan_id=head.plan_id,
+        host=head.host,
+        from_slot=head.source,
+        to_slot=head.target,
+        from_version=head.from_version,
+        to_version=head.to_version,
+        strategy=head.strategy,
+        outcome=view.state,
+        reason=view.reason,
+        started_at_ns=head.started_at_ns,
+        took_s=round((view.ended_at_ns - head.started_at_ns) / 1e9, 3),
+        moves=tuple(moves),
+        steps=tuple(shown),
+        error=f"{error['code']}: {error['what']}" if error else _WORDS.get(view.reason),
+        state=state,
+        next=then,
+    )
+
+
+_WORDS = {
+    "ASKED": "ASKED: a person asked for it",
+    "OVER_BUDGET": "OVER_BUDGET: a VM was without a switch for longer than policy.blackout_budget_us; it stays where it is",
+    "COORDINATOR_DIED": "COORDINATOR_DIED: the coordinator ended in the middle of the run",
+    "ROLLBACK_TOO_LATE": "ROLLBACK_TOO_LATE: the old switch had been ended already, so the run was finished instead",
+}
+
+
+def _what_next(view: RunView) -> tuple[str | None, str | None]:
+    """What state the host is in, and what to type next."""
+    source, target = view.heading.source, view.heading.target
+    if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
+        return None, None
+    on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
+    return {
+        RunState.DONE: (
+            f"slot {target} serves every VM",
+            "upgrade --host localhost   (it goes back to the other slot)",
+        ),
+        RunState.RESTORED: (
+            f"everything was undone: slot {source} serves every VM as before",
+            "upgrade --host localhost   (when the cause is mended)",
+        ),
+        RunState.RUNNING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
+        RunState.UNDOING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
+        RunState.PAUSED: ("every VM is served", on_or_back),
+        RunState.HALTED: ("every VM is served, some by each switch", on_or_back),
+        RunState.OPERATOR_NEEDED: (
+            f"half-way between slot {source} and slot {target}; what still runs of both is kept",
+            f"upgrade --host localhost --dry-run   (it says who serves each VM), then: {on_or_back}",
+        ),
+        RunState.SUPERSEDED: ("as a later run left it", "upgrade history"),
+    }[view.state]
+
+
+def detail(data: Mapping[str, object]) -> str:
+    """Outcome data in words: ``pid 4711``, ``flows 12, neighbours 1``; a hand-over by its blackout."""
+    if moves := vm_moves(data):
+        return ", ".join(f"blackout {m.blackout_us / 1000:.2f} ms" for m in moves)
+    return ", ".join(f"{k} {v}" for k, v in data.items() if k not in ("took_s", "moves"))
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
@@ -111,7 +193,8 @@ def error_json(error: UpgradeError) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, "kind": "error", **said}
 
 
-def vm_move(data: Mapping[str, object]) -> VmMove | None:
-    """The hand-over that a step's outcome data tells of, if it was one."""
-    move = data.get("move")
-    return move if isinstance(move, VmMove) else None
+def vm_moves(data: Mapping[str, object]) -> tuple[VmMove, ...]:
+    """The hand-overs that a step's recorded data tells of."""
+    one, several = data.get("move"), data.get("moves")
+    found = [one] if isinstance(one, dict) else several if isinstance(several, list) else []
+    return tuple(VmMove(**move) for move in found)

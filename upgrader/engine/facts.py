@@ -15,6 +15,7 @@ def gather(name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, 
 
     A part that does not answer at all (libvirt, a database) raises HostError: without it there are no facts.
     """
+    host.well_known.adopt()
     vms: tuple[VmInterface, ...] = host.hypervisor.vm_interfaces()
     rules, problem = _rules(host)
     steady = next((r.targets for r in rules if r.mac is None), ())
@@ -28,6 +29,8 @@ def gather(name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, 
         hugepages=host.resources.hugepages(),
         steering_adapter=adapter,
         steering_problem=problem,
+        control=host.well_known.current(),
+        control_problem=host.well_known.problem(),
     )
     if facts.switch is None:
         return facts

@@ -29,14 +29,27 @@ def host_lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            who = file.read().strip() or "unknown"
             raise LockedError(
                 "HOST_LOCKED",
-                f"another run holds this host (pid {holder}, lock {path})",
+                f"another coordinator holds this host (pid {who}, lock {path})",
                 state="nothing was changed",
-                next=f"wait for it to end: tail --pid={holder} -f /dev/null",
+                next="upgrade status",
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def holder(path: Path) -> int | None:
+    """Pid of who holds the host, None where nobody does. Takes the lock for a moment, and changes nothing."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = path.read_text().strip()
+        return int(text) if text.isdecimal() else 0
+    except OSError:
+        return None
+    return None

@@ -1,186 +1,232 @@
-"""Carrying out a plan: each step checked, done, verified; on a failure all of it undone in reverse."""
+"""Carrying out a run, forward or back, from wherever its journal says it is.
+
+Each step: check, intent into the journal, do, verify, outcome into the journal. The journal has an event before anybody
+else hears of it. A step whose intent has no outcome is carried out again: steps look at the host first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import structlog
 
-from upgrader.core.errors import StepError, UpgradeError
+from upgrader.core.decisions import Decision, Phase, dead, decide, phase
+from upgrader.core.errors import JournalError, StepError, StopAskedError, SupersededError, UpgradeError
+from upgrader.core.journal import Data, Event, EventKind, RunView, steps_to_undo
+from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Plan, PlannedStep, StepKind
-from upgrader.core.report import Outcome, RunReport, StepRecord, VmMove, vm_move
-from upgrader.ports import Host, Recorder
-from upgrader.steps import STEPS, Context, Data
+from upgrader.core.report import vm_moves
+from upgrader.engine.control import Control, Request
+from upgrader.ports import Host, Journal, Watcher
+from upgrader.steps import STEPS, Context
 
 log = structlog.get_logger(__name__)
+
+_FORWARD_TRIES = 3  # of a step that failed because a switch died under it
+ASKED = "ASKED"  # reason of a state that a person asked for
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What ended a run, and whether the step in hand had begun to have an effect."""
+    """What a step failed of."""
 
     index: int
     error: Exception
-    effect: bool
+
+    @property
+    def code(self) -> str:
+        return self.error.code if isinstance(self.error, UpgradeError) else "UNEXPECTED"
 
 
-class Run:
-    """One plan being carried out. Call `execute` once.
-
-    interrupted   looked at between steps: once it is true the run ends as by a failure, and is undone
-    """
+class Engine:
+    """One run and the host it is about. Raises SupersededError or JournalError, and stops, before an unrecorded effect."""
 
     def __init__(
         self,
+        view: RunView,
         plan: Plan,
         host: Host,
-        slots: dict[SlotName, Slot],
-        recorder: Recorder,
-        blackout_budget_us: int,
-        interrupted: Callable[[], bool] = lambda: False,
+        slots: Mapping[SlotName, Slot],
+        journal: Journal,
+        control: Control,
+        watch: Watcher,
     ) -> None:
+        self.view = view
         self._plan = plan
         self._host = host
-        self._recorder = recorder
-        self._interrupted = interrupted
-        self._context = Context(host, plan, slots[plan.source], slots[plan.target], blackout_budget_us)
-        self._records: list[StepRecord] = []
-        self._moves: list[VmMove] = []
+        self._journal = journal
+        self._control = control
+        self._watch = watch
+        self._context = Context(
+            host, plan, slots[plan.source], slots[plan.target], stop_asked=lambda: control.asked() is not None
+        )
 
-    def execute(self) -> RunReport:
-        """Run to the end, or to the first failure and back. Always returns a report, whatever fails."""
-        started = self._host.clock.monotonic_s()
-        failure: _Failure | None = None
+    def forward(self, reason: str = "") -> RunView:
+        """Carry out every step that is not done, to the end or to where it stops. Returns the run as it is then."""
+        resumed = bool(self.view.events)
+        self._state(RunState.RUNNING, reason)
+        return self._forward(again=self._outdated() if resumed else frozenset())
+
+    def _outdated(self) -> frozenset[int]:
+        """Steps to be carried out once more before VMs move: what they did does not last while a run is paused."""
+        kinds = [s.kind for s in self._plan.steps]
+        to_move = any(
+            kind is StepKind.MOVE_VM and seen.state is not StepState.DONE
+            for kind, seen in zip(kinds, self.view.steps, strict=True)
+        )
+        return frozenset(i for i, kind in enumerate(kinds) if to_move and not STEPS[kind].lasting)
+
+    def back(self, reason: str = ASKED) -> RunView:
+        """Take back, in reverse, every step that may have had an effect.
+
+        Where the old switch has been ended there is no way back: what is left of the run is carried out instead, and
+        the reason of its end says so.
+        """
+        if self._decision()[0] is Phase.RETIRING and self._context.pid(self._context.source) is None:
+            self._state(RunState.RUNNING, "ROLLBACK_TOO_LATE")
+            return self._forward(end="ROLLBACK_TOO_LATE")
+        return self._back(reason)
+
+    def _forward(self, end: str = "", again: frozenset[int] = frozenset()) -> RunView:
         for index, step in enumerate(self._plan.steps):
-            failure = self._step(index, step)
-            if failure:
-                break
-        outcome: Outcome = "done" if failure is None else self._back(failure)
-        took_s = self._host.clock.monotonic_s() - started
-        return self._report(outcome, took_s, failure)
+            if self.view.steps[index].state is StepState.DONE and index not in again:
+                continue
+            tries = 0
+            while True:
+                if self._may_stop(index) and (asked := self._control.take()):
+                    return self._stopped(asked)
+                try:
+                    failure = self._step(index, step)
+                except StopAskedError:
+                    continue  # no step that waits comes after one that is not safe to stop behind
+                if failure is None:
+                    break
+                tries += 1
+                _, decision = self._decision()
+                if decision not in (Decision.FORWARD, Decision.FINISH) or tries == _FORWARD_TRIES:
+                    return self._give_way(failure, decision)
+                log.warning("a switch died; the step is tried again", step=step.title, error=str(failure.error))
+            if any(m.over_budget for m in vm_moves(self.view.steps[index].data)):
+                return self._state(RunState.HALTED, "OVER_BUDGET")
+        return self._state(RunState.DONE, end)
+
+    def _may_stop(self, index: int) -> bool:
+        return index == 0 or STEPS[self._plan.steps[index - 1].kind].pause_safe
+
+    def _stopped(self, asked: Request) -> RunView:
+        if asked is Request.BACK:
+            return self._back(ASKED)
+        return self._state(RunState.PAUSED if asked is Request.PAUSE else RunState.HALTED, ASKED)
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
+        """Returns what it failed of, None when it is done. Raises StopAskedError when a request came while it waited."""
         kind = STEPS[step.kind]
-        before = self._host.clock.monotonic_s()
         effect = False
+        structlog.contextvars.bind_contextvars(step=step.title, vm=step.port.label if step.port else None)
+        started = self._host.clock.monotonic_s()
         try:
-            if self._interrupted():
-                raise StepError("INTERRUPTED", "a person stopped the run", state="between two steps", next="-")
-            _tell(self._recorder.intent, index + 1, len(self._plan.steps), step.title)
             kind.check(self._context, step)
+            self._record(EventKind.INTENT, index)
             effect = True
             data = kind.do(self._context, step)
             kind.verify(self._context, step, data)
+            took_s = round(self._host.clock.monotonic_s() - started, 4)
+            self._record(EventKind.OUTCOME, index, {**data, "took_s": took_s})
+        except (SupersededError, JournalError):
+            raise
+        except StopAskedError:
+            self._record(EventKind.PUT_OFF, index)
+            raise
         except Exception as error:
-            log.debug("step failed", step=step.title, exc_info=True)
-            self._record(step, "failed", before, _words(error))
-            _tell(self._recorder.failed, index + 1, step.title, error)
-            return _Failure(index, error, effect)
-        self._keep(data, undone=False)
-        took_s = self._record(step, "done", before, _detail(data))
-        _tell(self._recorder.outcome, index + 1, step.title, took_s, data)
+            log.debug("step failed", exc_info=True)
+            self._record(EventKind.FAILED, index, {**_error(error), "effect": effect})
+            return _Failure(index, error)
+        finally:
+            structlog.contextvars.unbind_contextvars("step", "vm")
         return None
 
-    def _back(self, failure: _Failure) -> Outcome:
-        """Undo in reverse.
+    def _decision(self) -> tuple[Phase, Decision]:
+        """By the table, on the host as it is now."""
+        states: dict[StepKind, list[StepState]] = {}
+        for step, seen in zip(self._plan.steps, self.view.steps, strict=True):
+            states.setdefault(step.kind, []).append(seen.state)
+        now = phase(states)
+        source, target = self._context.source, self._context.target
+        who = dead(source_runs=self._context.pid(source) is not None, target_runs=self._context.pid(target) is not None)
+        return now, decide(now, who)
 
-        When a step cannot be undone, others of its kind still are (one VM that cannot go back keeps no other from
+    def _give_way(self, failure: _Failure, decision: Decision) -> RunView:
+        if decision is Decision.BACK:
+            return self._back(failure.code)
+        if decision is not Decision.POLICY:
+            return self._state(RunState.OPERATOR_NEEDED, failure.code)
+        if self._plan.policy.on_failure == "back":
+            return self._back(failure.code)
+        # the step in hand is taken back, so that no VM is left half moved; everything before it stays
+        stuck = self.view.steps[failure.index].effect and not self._undo(failure.index)
+        return self._state(RunState.OPERATOR_NEEDED if stuck else RunState.HALTED, failure.code)
+
+    def _back(self, reason: str) -> RunView:
+        """When a step cannot be undone, others of its kind still are (one VM that cannot go back keeps no other from
         it), but what they all stood on stays: the switch, its connections and its rules serve whoever is left there.
         """
-        failed = self._plan.steps[failure.index]
-        if failure.effect and not STEPS[failed.kind].undoable:
-            return "operator-needed"
-        last = failure.index if failure.effect else failure.index - 1
+        self._state(RunState.UNDOING, reason)
         stuck: StepKind | None = None
-        for index in range(last, -1, -1):
-            step = self._plan.steps[index]
-            if stuck not in (None, step.kind):
+        for index in steps_to_undo(self.view):
+            kind = self._plan.steps[index].kind
+            if stuck not in (None, kind):
                 break
-            before = self._host.clock.monotonic_s()
-            error: Exception | None = None
-            try:
-                self._keep(STEPS[step.kind].undo(self._context, step), undone=True)
-            except Exception as problem:
-                log.debug("undo failed", step=step.title, exc_info=True)
-                error = problem
-                stuck = step.kind
-            self._record(step, "undo-failed" if error else "undone", before, _words(error) if error else "")
-            _tell(self._recorder.undone, index + 1, step.title, error)
-        return "restored" if stuck is None and self._as_before() else "operator-needed"
+            if not self._undo(index):
+                stuck = kind
+        restored = stuck is None and self._as_before()
+        return self._state(RunState.RESTORED if restored else RunState.OPERATOR_NEEDED, reason)
+
+    def _undo(self, index: int) -> bool:
+        step = self._plan.steps[index]
+        self._record(EventKind.UNDO_INTENT, index)
+        started = self._host.clock.monotonic_s()
+        try:
+            data = STEPS[step.kind].undo(self._context, step)
+        except (SupersededError, JournalError):
+            raise
+        except Exception as error:
+            log.debug("undo failed", step=step.title, exc_info=True)
+            self._record(EventKind.UNDO_FAILED, index, _error(error))
+            return False
+        self._record(EventKind.UNDONE, index, {**data, "took_s": round(self._host.clock.monotonic_s() - started, 4)})
+        return True
 
     def _as_before(self) -> bool:
         """Look, rather than believe: the old switch runs and serves every VM that still does."""
+        to_move = {p.label for p in self._plan.ports}
         try:
             return self._context.pid(self._context.source) is not None and all(
-                slot == self._plan.source or self._started_elsewhere(port.label)
-                for port, slot in self._context.owners()
+                slot == self._plan.source or port.label not in to_move for port, slot in self._context.owners()
             )
         except UpgradeError as error:
             log.warning("cannot tell who serves the VMs", error=str(error))
             return False
 
-    def _started_elsewhere(self, label: str) -> bool:
-        """Whether the plan was not to move this VM: a cut-off run that is completed has VMs at its target already."""
-        return label not in {p.label for p in self._plan.ports}
+    def _state(self, to: RunState, reason: str) -> RunView:
+        self._record(EventKind.STATE, None, {"to": str(to), "reason": reason})
+        return self.view
 
-    def _keep(self, data: Data, *, undone: bool) -> None:
-        if move := vm_move(data):
-            self._moves.append(replace(move, undone=undone))
-
-    def _record(
-        self, step: PlannedStep, state: Literal["done", "failed", "undone", "undo-failed"], before: float, detail: str
-    ) -> float:
-        took_s = self._host.clock.monotonic_s() - before
-        self._records.append(StepRecord(step.title, state, round(took_s, 4), detail))
-        return took_s
-
-    def _report(self, outcome: Outcome, took_s: float, failure: _Failure | None) -> RunReport:
-        plan = self._plan
-        report = RunReport(
-            plan_id=plan.id,
-            host=plan.host,
-            from_slot=plan.source,
-            to_slot=plan.target,
-            from_version=plan.from_version,
-            to_version=plan.to_version,
-            strategy=plan.strategy,
-            outcome=outcome,
-            took_s=round(took_s, 3),
-            moves=tuple(self._moves),
-            steps=tuple(self._records),
-            findings=plan.findings,
-        )
-        if failure is None:
-            return report
-        if outcome == "restored":
-            state = f"everything was undone: slot {plan.source} serves every VM as before"
-            next_command = "upgrade --host localhost   (when the cause is mended)"
-        else:
-            # forward where the old switch is gone or half retired, back where it can still serve
-            finished = failure.effect and not STEPS[plan.steps[failure.index].kind].undoable
-            old_runs = self._context.pid(self._context.source) is not None
-            to = plan.source if old_runs and not finished else plan.target
-            state = f"both switches may serve VMs; slot {to} can serve all of them"
-            next_command = f"upgrade --host localhost --restore {to}"
-        return replace(report, error=_words(failure.error), state=state, next=next_command)
+    def _record(self, kind: EventKind, index: int | None, data: Data | None = None) -> None:
+        event = Event(kind, self._host.clock.now_ns(), index, data or {})
+        view = self.view.apply(event)
+        self._journal.append(view.heading.run_id, event)
+        self.view = view
+        with suppress(OSError, ValueError):  # a terminal that is gone must not hold up a VM
+            self._watch(view, event)
 
 
-def _tell(what: Callable[..., None], *words: object) -> None:
-    """Tell whoever watches; a terminal that is gone must not hold up a VM."""
-    with suppress(OSError, ValueError):
-        what(*words)
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, UpgradeError) else f"UNEXPECTED: {type(error).__name__}: {error}"
-
-
-def _detail(data: Data) -> str:
-    """Outcome data in words: ``pid 4711``, ``flows 12, neighbours 1``; a hand-over by its blackout."""
-    if move := vm_move(data):
-        return f"blackout {move.blackout_us:.0f} us"
-    return ", ".join(f"{k} {v}" for k, v in data.items())
+def _error(error: Exception) -> dict[str, object]:
+    if isinstance(error, UpgradeError):
+        return {"code": error.code, "what": error.what, "state": error.state, "next": error.next}
+    unexpected = StepError(
+        "UNEXPECTED", f"{type(error).__name__}: {error}", state="as the step left it", next="upgrade status"
+    )
+    return {"code": unexpected.code, "what": unexpected.what, "state": unexpected.state, "next": unexpected.next}

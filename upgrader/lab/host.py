@@ -20,6 +20,7 @@ _NR_HUGEPAGES: Final = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGEPAGE_KIB}k
 _RESERVATIONS: Final = RUN_ROOT / ".hugepages.json"
 _TERM_GRACE_S: Final = 3.0
 _KILL_GRACE_S: Final = 10.0
+_COORDINATOR: Final = b"upgrader.daemon.service"
 #: Programs of a lab. A person's editor or the coordinator may name the lab's directory too: those are not ended.
 _PROGRAMS: Final = frozenset(
     {
@@ -97,6 +98,23 @@ def lab_processes(lab: LabSpec) -> list[Process]:
         except OSError:
             continue  # it has gone, or is a kernel thread
         if ours and (process := look_up(pid)):
+            found.append(process)
+    return found
+
+
+def coordinators(lab: LabSpec) -> list[Process]:
+    """The daemons that a configuration of the lab's was given to, ourselves and our ancestors aside."""
+    spared = _ancestors()
+    needle = os.fsencode(str(lab.directory)) + b"/"
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in spared:
+            continue
+        try:
+            arguments = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if _COORDINATOR in arguments.split(b"\0") and needle in arguments and (process := look_up(int(entry.name))):
             found.append(process)
     return found
 

@@ -39,9 +39,14 @@ def settings(lab: LabSpec) -> dict[str, Any]:
             "libvirt_uri": lab.libvirt_uri,
             "uplink": names.UPLINK,
             "lock": str(lab.directory / "run.lock"),
+            "journal": str(lab.directory / "coordinator/journal.db"),
+            "socket": str(lab.directory / "upgraded.sock"),
+            "well_known": str(lab.well_known),
         },
         "nic": {"pf": names.PF, "netns": lab.namespaces.host, "vxlan_port": names.VXLAN_PORT},
         "slots": slots,
+        # a person watches, and a test waits: shorter than on a host
+        "policy": {"canary_check_s": 0.5, "soak_s": 1.0},
     }
 
 
@@ -67,8 +72,8 @@ def _table(lines: list[str], path: tuple[str, ...], table: Mapping[str, Any]) ->
             _table(lines, (*path, key), value)
 
 
-def _value(value: str | int) -> str:
+def _value(value: str | float) -> str:
     """A TOML value; a basic string takes the two escapes that our values could need."""
-    if isinstance(value, int):
+    if isinstance(value, (int, float)):
         return str(value)
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

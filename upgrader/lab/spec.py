@@ -157,6 +157,11 @@ class LabSpec:
         return self.directory / "config.toml"
 
     @property
+    def well_known(self) -> Path:
+        """What /run/openvswitch is on a real host: OVS tools with this OVS_RUNDIR reach the active slot."""
+        return self.directory / "openvswitch"
+
+    @property
     def libvirt_directory(self) -> Path:
         return self.directory / "libvirt"
 

@@ -30,6 +30,7 @@ def take_down(state: LabState) -> None:
     lab = state.spec
     if path_of(lab).exists():
         write(LabState(lab, Phase.GOING_DOWN, state.processes))
+    host.end(host.coordinators(lab))  # before what it may be at work on
     # More than once: a process may have started another one while the first list was made.
     for _ in range(_ROUNDS):
         recorded = [p.process for p in state.processes]

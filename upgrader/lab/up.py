@@ -14,6 +14,7 @@ from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.core.errors import HostError, UsageError
 from upgrader.core.model import SLOTS, SlotName
 from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology
+from upgrader.lab import spec as names
 from upgrader.lab.host import Hugepages, look_up
 from upgrader.lab.spec import LabSpec, Vm
 from upgrader.lab.state import LabState, Phase
@@ -194,6 +195,7 @@ class Lab:
             if pid and (process := look_up(pid)):
                 now = now.with_process(f"{name} {slot.name}", process)
         wiring.steering(config).steady(_FIRST_SLOT)
+        wiring.well_known(config).point_to(_FIRST_SLOT, (names.BR_PHY, names.BR_INT))
         state.write(now)
         self._say("libvirtd")
         now = now.with_process("libvirtd", libvirtd.start(lab))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from upgrader.core.errors import StepError
+from upgrader.core.errors import StepError, StopAskedError
 from upgrader.core.model import Slot, SlotName, VmInterface, VmPort, owned_by
 from upgrader.core.plan import Plan, PlannedStep
 from upgrader.ports import Host
 
 Data = Mapping[str, object]
+
+
+@dataclass(slots=True)
+class Freshness:
+    """When the standby was last brought in step, CLOCK_MONOTONIC, seconds; None: not by this coordinator."""
+
+    at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,14 @@ class Context:
     plan: Plan
     source: Slot
     target: Slot
-    blackout_budget_us: int
+    stop_asked: Callable[[], bool] = lambda: False
+    freshness: Freshness = field(default_factory=Freshness)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises StopAskedError at once when a person wants the run to stop: for steps that only wait."""
+        if self.stop_asked():
+            raise StopAskedError
+        self.host.clock.sleep(seconds)
 
     def pid(self, slot: Slot) -> int | None:
         """Pid of the slot's switch, None when it does not run."""
@@ -71,14 +85,18 @@ class Step(Protocol):
     """One kind of step.
 
     check   looks only; raises when `do` must not be tried
-    do      the effect; idempotent; returns what is worth recording
+    do      the effect; idempotent, so that it can be resumed; returns what is worth recording, in JSON's types
     verify  looks at the real host; raises when the effect is not there
     undo    takes the effect back, also of a `do` that broke off half-way; idempotent; returns what is worth recording
+
+    pause_safe  the host may be left as it is after this step until somebody says how to go on
+    lasting     what it did is as good after a long pause; else it is done once more before further VMs move
 
     A VM that has ended meanwhile is nothing to do and nothing to undo.
     """
 
-    undoable: bool
+    pause_safe: bool
+    lasting: bool
 
     def check(self, context: Context, step: PlannedStep) -> None: ...
     def do(self, context: Context, step: PlannedStep) -> Data: ...

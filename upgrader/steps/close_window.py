@@ -8,7 +8,8 @@ from upgrader.steps.base import Context, Data
 
 
 class CloseWindow:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """Only when every VM is with the new switch."""

@@ -14,7 +14,8 @@ _POLL_S = 0.05
 
 
 class MoveControl:
-    undoable = True
+    pause_safe = False  # tools that nobody told where to look still write to the old switch
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

@@ -7,6 +7,8 @@ right after the rings, and what arrives in between is lost.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import structlog
 
 from upgrader.core.errors import HostError, StepError
@@ -23,18 +25,19 @@ _PROGRESS_S = 0.5
 _SETTLE_S = 5.0
 _ATTEMPTS = 3
 _POLL_S = 0.005
+_WATCH_S = 0.1
 
 
 class MoveVm:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """Only onto a switch that runs and stands by, ready, on this very VM."""
         port = port_of(step)
         now = context.host.hypervisor.ownership(port)
-        if now is not None and not owned_by(now, context.target_pid()):
-            keep_up(context)
-            _require_ready(context, port, context.target, now)
+        if now is not None and not owned_by(now, context.target_pid()) and not _restarted(context, now):
+            require_ready(context, port, context.target, now)
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         port = port_of(step)
@@ -44,12 +47,15 @@ class MoveVm:
         if owned_by(now, context.target_pid()):  # an earlier run, or QEMU's own failover, brought it there
             context.host.steering.move_vm(port, (context.target.name,))
             return {"already": context.target.name}
-        return {"move": _hand_over(context, port, now, context.source, context.target)}
+        if _restarted(context, now):
+            return {"later": f"{port.label} was restarted since it was given its standby"}
+        keep_up(context)
+        return {"move": asdict(hand_over(context, port, now, context.source, context.target))}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         port = port_of(step)
         now = context.host.hypervisor.ownership(port)
-        if now is None:
+        if now is None or "later" in data:
             return
         if not owned_by(now, context.target_pid()):
             raise StepError(
@@ -59,32 +65,63 @@ class MoveVm:
                 next=f"upgrade --host localhost --restore {context.source.name}",
             )
         require_rules(context, [(port, (context.target.name,))])
-        _require_progress(context, port, now)
+        require_progress(context, port, now)
+        if step.canary:
+            _watch(context, port)
 
     def undo(self, context: Context, step: PlannedStep) -> Data:
         """The same hand-over the other way; only the traffic is turned where the rings never moved.
 
         A new switch that does not let go is killed: QEMU then brings its VMs to the old one, which stands by.
         """
-        port = port_of(step)
-        now = _settled(context, port)
+        return bring_back(context, port_of(step))
+
+
+def bring_back(context: Context, port: VmPort) -> Data:
+    """A VM's rings and traffic to the old switch, from wherever they are."""
+    now = _settled(context, port)
+    if now is None:
+        return {}
+    if owned_by(now, context.pid(context.source)):
+        context.host.steering.move_vm(port, (context.source.name,))
+        return {}
+    require_ready(context, port, context.source, now)
+    try:
+        return {"move": asdict(hand_over(context, port, now, context.target, context.source))}
+    except HostError as error:
+        log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
+        context.host.processes.kill_switch(context.target)
+        _await_owner(context, port, context.source)
+        context.host.steering.move_vm(port, (context.source.name,))
+        return {"killed": context.target.name}
+
+
+def _restarted(context: Context, now: RingOwnership) -> bool:
+    """Whether its QEMU is another one than the standby was attached to: a restarted VM is served as any new one is."""
+    return now.standby is None and owned_by(now, context.pid(context.source))
+
+
+def _watch(context: Context, port: VmPort) -> None:
+    """Keep an eye on the canary: for a while it has to stay where it went, its switch alive, its rings at work."""
+    clock = context.host.clock
+    deadline = clock.monotonic_s() + context.plan.policy.canary_check_s
+    while clock.monotonic_s() < deadline:
+        context.wait(_WATCH_S)
+        now = context.host.hypervisor.ownership(port)
         if now is None:
-            return {}
-        if owned_by(now, context.pid(context.source)):
-            context.host.steering.move_vm(port, (context.source.name,))
-            return {}
-        _require_ready(context, port, context.source, now)
-        try:
-            return {"move": _hand_over(context, port, now, context.target, context.source)}
-        except HostError as error:
-            log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
-            context.host.processes.kill_switch(context.target)
-            _await_owner(context, port, context.source)
-            context.host.steering.move_vm(port, (context.source.name,))
-            return {"killed": context.target.name}
+            return
+        if not owned_by(now, context.target_pid()):
+            raise StepError(
+                "CANARY_LOST",
+                f"{port.label}, the first VM to move, did not stay with slot {context.target.name}: "
+                f"process {now.owner_pid} serves it",
+                state="no other VM was moved",
+                next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
+            )
+        require_progress(context, port, now)
 
 
-def _hand_over(context: Context, port: VmPort, now: RingOwnership, old: Slot, new: Slot) -> VmMove:
+def hand_over(context: Context, port: VmPort, now: RingOwnership, old: Slot, new: Slot) -> VmMove:
     """Move the rings from the owner and generation that were looked at; QEMU refuses if either is another by now."""
     steering, clock = context.host.steering, context.host.clock
     if steering.capabilities().dual_delivery:
@@ -116,7 +153,7 @@ def _hand_over(context: Context, port: VmPort, now: RingOwnership, old: Slot, ne
         command_us=(ended - started) / 1000,
         started_at_ns=started,
         ended_at_ns=ended,
-        over_budget=result.blackout_ns > context.blackout_budget_us * 1000,
+        over_budget=result.blackout_ns > context.plan.policy.blackout_budget_us * 1000,
     )
 
 
@@ -134,7 +171,7 @@ def _ready_again(context: Context, port: VmPort, new: Slot, before: RingOwnershi
     return False
 
 
-def _require_ready(context: Context, port: VmPort, slot: Slot, now: RingOwnership) -> None:
+def require_ready(context: Context, port: VmPort, slot: Slot, now: RingOwnership) -> None:
     pid = context.pid(slot)
     standby = now.standby
     if now.in_doubt or pid is None or standby is None or not standby.ready or standby.pid != pid:
@@ -181,7 +218,7 @@ def _await_owner(context: Context, port: VmPort, slot: Slot) -> None:
         context.host.clock.sleep(_POLL_S)
 
 
-def _require_progress(context: Context, port: VmPort, before: RingOwnership) -> None:
+def require_progress(context: Context, port: VmPort, before: RingOwnership) -> None:
     """Prove that the new switch works on the rings, where there is work: what the guest sends must get used.
 
     A DPDK without our patch acknowledges a ring address even when it could not translate it.

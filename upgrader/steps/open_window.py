@@ -15,7 +15,9 @@ from upgrader.steps.base import Context, Data
 
 
 def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, ...]]]) -> None:
-    """Raise unless the NIC says that each VM's traffic goes to exactly these slots."""
+    """Raise unless the NIC says that each VM's traffic goes to exactly these slots, where it has rules for single VMs."""
+    if not context.host.steering.capabilities().per_vm:
+        return
     rules = {(r.vni, r.mac): r.targets for r in context.host.steering.rules()}
     for port, slots in wanted:
         targets = rules.get((port.vni, port.mac))
@@ -30,7 +32,8 @@ def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, .
 
 
 class OpenWindow:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

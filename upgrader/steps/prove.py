@@ -15,7 +15,8 @@ _ROUNDS = 4
 
 
 class Prove:
-    undoable = True
+    pause_safe = True
+    lasting = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()
@@ -42,7 +43,8 @@ class Prove:
 class Compare:
     """Before VMs go to a switch that an earlier run started: is it what the other one is?"""
 
-    undoable = True
+    pause_safe = True
+    lasting = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

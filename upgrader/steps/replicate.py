@@ -8,7 +8,8 @@ from upgrader.steps.base import Context, Data
 
 
 class Replicate:
-    undoable = True
+    pause_safe = True
+    lasting = False
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upgrader.core.errors import StepError, UpgradeError
-from upgrader.core.freshness import Freshness
+from upgrader.core.in_step import InStep
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
 from upgrader.ports import Follower
 from upgrader.steps.base import Context, Data
+
+_FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
 
 
 def sides(context: Context) -> tuple[Slot, Slot]:
@@ -25,6 +27,7 @@ def sides(context: Context) -> tuple[Slot, Slot]:
 def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
     """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
     host = context.host
+    context.freshness.at_s = host.clock.monotonic_s()  # what is written from now on may be missed
     copied = host.database.sync(leader, follower, _bindings(context, follower))
     bridges = _bridges(context, leader, follower)
     host.resources.copy_addresses(leader, follower, bridges)
@@ -53,7 +56,7 @@ class Following:
     """A standby kept in step while it is armed, or while a run waits: call `poll` again and again.
 
     Changes of the database come by a monitor, at once; flows and what was learned are compared every `flows_every_s`.
-    Nothing raises out of `poll`: what goes wrong is in `freshness`, and the next call tries again from the beginning.
+    Nothing raises out of `poll`: what goes wrong is in `in_step`, and the next call tries again from the beginning.
     """
 
     def __init__(self, context: Context, flows_every_s: float = 2.0) -> None:
@@ -61,9 +64,9 @@ class Following:
         self._due_s = 0.0
         self._sides: tuple[Slot, Slot] | None = None
         self._follower: Follower | None = None
-        self.freshness = Freshness()
+        self.in_step = InStep()
 
-    def poll(self, timeout_s: float = 0.0) -> Freshness:
+    def poll(self, timeout_s: float = 0.0) -> InStep:
         """One look, waiting up to `timeout_s` for a change of the database."""
         clock = self._context.host.clock
         try:
@@ -79,11 +82,11 @@ class Following:
                 begun_s = clock.monotonic_s()
                 follow(self._context, *self._sides)
                 self._due_s = clock.monotonic_s() + self._every_s
-                self.freshness = self.freshness.succeeded(begun_s)
+                self.in_step = self.in_step.succeeded(begun_s)
         except UpgradeError as error:
-            self.freshness = self.freshness.failed(str(error))
+            self.in_step = self.in_step.failed(str(error))
             self.close()
-        return self.freshness
+        return self.in_step
 
     def close(self) -> None:
         """Give the monitor up; a later `poll` begins anew, and looks again who is in control."""
@@ -93,7 +96,13 @@ class Following:
 
 
 def keep_up(context: Context) -> Data:
-    """Once more, between two VMs. Raises StepError when the standby cannot be kept in step: no VM may go to it then."""
+    """Once more, between two VMs, unless that was a moment ago: it takes longer than the move of a VM.
+
+    Raises StepError when the standby cannot be kept in step: no VM may go to it then.
+    """
+    kept, now_s = context.freshness.at_s, context.host.clock.monotonic_s()
+    if kept is not None and now_s - kept < _FRESH_S:
+        return {}
     if context.pid(context.source) is None or context.pid(context.target) is None:
         return {}  # one is left: there is nothing to follow, and the step says what that means
     leader, follower = sides(context)

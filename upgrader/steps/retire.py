@@ -9,28 +9,26 @@ from upgrader.core.inventory import origin
 from upgrader.core.model import CHARDEV_PREFIX, SLOTS
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+from upgrader.steps.catch_up import bring_late
+from upgrader.steps.promote import require_names
 
 
 class Retire:
-    undoable = False
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
-        """Refuse while the old switch owns any ring, also of a VM that came after the plan was made."""
         context.target_pid()
-        left = [v.domain for v in context.served_by(context.source)]
-        left += [
-            port.label for port, slot in context.owners() if slot != context.target.name and port.domain not in left
-        ]
-        if left:
-            raise StepError(
-                "OLD_SWITCH_STILL_SERVES",
-                f"{', '.join(left[:5])} are not served by slot {context.target.name}",
-                state="nothing was retired",
-                next=f"upgrade --host localhost --restore {context.target.name}",
-            )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
+        """Each effect looks first and holds when said again: a retirement that broke off is carried to its end.
+
+        Refuses while the old switch owns any ring; a VM that has come since is moved first.
+        """
         host, source, target = context.host, context.source, context.target
+        moves = bring_late(context)
+        _require_idle(context)
+        host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
             # libvirt's own socket stays attached, without a peer: a switch that is restarted may come back on it
@@ -38,8 +36,8 @@ class Retire:
                 chardev = f"{CHARDEV_PREFIX}-{slot}-{port.netdev}"
                 if now is not None and now.owner != chardev:
                     host.hypervisor.drop_connection(port, chardev)
-        host.processes.stop(source)
-        for interface in host.database.read(target).vhost_interfaces():
+        facts = host.database.read(target)
+        for interface in facts.vhost_interfaces():
             dialled, known = Path(interface.option("vhost-server-path") or ""), Path(origin(interface))
             if dialled != known:
                 # from its next connection on the new switch dials the path a restarted VM listens on
@@ -47,7 +45,9 @@ class Retire:
                 host.resources.remove(dialled.with_name(f"{dialled.name}.sock"))
             host.resources.remove(source.vhost_dir / interface.name)
             host.resources.remove(source.vhost_dir / f"{interface.name}.sock")
-        return {}
+        # what the old daemons left of their names goes, what they took with them comes back
+        host.well_known.point_to(target.name, [b.name for b in facts.bridges])
+        return {"moves": moves}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         status = context.host.processes.status(context.source)
@@ -58,6 +58,28 @@ class Retire:
                 state=f"every VM is served by slot {context.target.name}",
                 next=f"OVS_RUNDIR={context.source.rundir} ovs-appctl exit",
             )
+        require_names(context)
 
     def undo(self, context: Context, step: PlannedStep) -> Data:
-        raise NotImplementedError("a retired switch is not brought back; upgrade again to go to the other slot")
+        """Nothing, as long as the old switch runs: ending it comes before everything that could not be left as it is."""
+        if context.pid(context.source) is None:
+            raise StepError(
+                "RETIRED",
+                f"slot {context.source.name} has been retired",
+                state=f"every VM is served by slot {context.target.name}",
+                next="upgrade resume   (it finishes the run), then: upgrade --host localhost   (to go to the other slot)",
+            )
+        return {}
+
+
+def _require_idle(context: Context) -> None:
+    context.target_pid()
+    left = [v.domain for v in context.served_by(context.source)]
+    left += [port.label for port, slot in context.owners() if slot != context.target.name and port.domain not in left]
+    if left:
+        raise StepError(
+            "OLD_SWITCH_STILL_SERVES",
+            f"{', '.join(left[:5])} are not served by slot {context.target.name}",
+            state=f"slot {context.source.name} runs on and serves them",
+            next=f"upgrade --host localhost --restore {context.target.name}",
+        )

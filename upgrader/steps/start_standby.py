@@ -8,7 +8,8 @@ from upgrader.steps.base import Context, Data
 
 
 class StartStandby:
-    undoable = True
+    pause_safe = True
+    lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
         """A switch left in the slot by a run that died may go only if it serves nobody."""
@@ -20,6 +21,7 @@ class StartStandby:
         host.resources.remove(target.db_file)  # of an earlier run: the new one has the schema of its version
         host.processes.start_database(target)
         host.database.sync(source, target, context.plan.bindings, applied=False)
+        host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
         host.resources.copy_addresses(source, target, [b.name for b in facts.bridges])

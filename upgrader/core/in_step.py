@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
-class Freshness:
+class InStep:
     """What following has come to. Times in seconds of a monotonic clock.
 
     equal_s   when the last round ended with nothing left to bring over; None: never yet
@@ -16,11 +16,11 @@ class Freshness:
     equal_s: float | None = None
     failure: str | None = None
 
-    def succeeded(self, now_s: float) -> Freshness:
+    def succeeded(self, now_s: float) -> InStep:
         """After a round that brought everything over."""
-        return Freshness(now_s)
+        return InStep(now_s)
 
-    def failed(self, why: str) -> Freshness:
+    def failed(self, why: str) -> InStep:
         """After a round that did not, or a monitor that was lost."""
         return replace(self, failure=why)
 

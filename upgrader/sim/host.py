@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.support.build_facts import slot, switch_facts, vm_interface
 from upgrader.core import openflow
 from upgrader.core.control import Control
 from upgrader.core.errors import HostError
@@ -21,6 +20,7 @@ from upgrader.core.model import (
     ORIGIN_KEY,
     HugepagePool,
     Interface,
+    NicFacts,
     PortBinding,
     RingOwnership,
     Slot,
@@ -38,6 +38,7 @@ from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
 from upgrader.ports import Follower, Host
+from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
 
 
 def refused(what: str) -> HostError:
@@ -59,8 +60,10 @@ class World:
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
+    control: SlotName | None = "a"
     dual: bool = True
     next_pid: int = 5000
+    dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
     now: float = 0.0
     chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
     calls: list[str] = field(default_factory=list)
@@ -96,6 +99,16 @@ class World:
     def unreached(self) -> list[str]:
         """Domains whose overlay traffic goes only to a switch that does not serve them."""
         return [d for d, owner in self.owners().items() if owner not in self.reached(self.vms[d])]
+
+    def idle_port(self, number: int) -> None:
+        """The switch has a port for a VM that does not run."""
+        self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
+
+    def restart(self, domain: str) -> None:
+        """End a VM and start it again: its QEMU listens on libvirt's socket, which the active switch dials."""
+        vm = self.vms[domain]
+        self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
+        self.vms[domain] = replace(vm, ownership=ownership(vm.chardev, self.pids[self.dials_libvirt] or 0))
 
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
@@ -163,6 +176,9 @@ class SimProcesses:
     def kill_switch(self, slot: Slot) -> None:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
+
+    def start_at_boot(self, slot: Slot) -> None:
+        self._w.call(f"start_at_boot {slot.name}")
 
 
 class SimDatabase:
@@ -334,7 +350,15 @@ class SimSteering:
     def capabilities(self) -> SteeringCapabilities:
         return SteeringCapabilities(dual_delivery=self._w.dual)
 
-    def steady(self, slot: SlotName) -> None:
+    def facts(self) -> NicFacts:
+        return NicFacts("simulated", "1", "", "", "simulated", 1 + len(self._w.rules), ())
+
+    def prepare(self, slot: SlotName) -> None:
+        self._w.call(f"prepare {slot}")
+        if self._w.pids[slot] is not None:
+            self._w.trouble.append(f"slot {slot}'s VF was prepared, and so reset, under a running switch")
+
+    def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._w.call(f"steady {slot}")
         self._w.steady = (slot,)
 
@@ -353,6 +377,14 @@ class SimSteering:
         self._w.call(f"close_window {slot}")
         self._w.steady = (slot,)
         self._w.rules.clear()
+
+    def failover(self, slot: SlotName) -> None:
+        self._w.call(f"failover {slot}")
+        self._w.steady = (slot,)
+        self._w.rules = dict.fromkeys(self._w.rules, (slot,))
+
+    def arrived(self) -> dict[SlotName, int]:
+        return {"a": 0, "b": 0}
 
     def rules(self) -> tuple[SteeringRule, ...]:
         self._w.look("rules")
@@ -390,6 +422,40 @@ class SimResources:
         self._w.call("copy_addresses")
 
 
+class SimWellKnown:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def adopt(self) -> None:
+        pass
+
+    def mend(self) -> SlotName | None:
+        return self._w.control
+
+    def current(self) -> SlotName | None:
+        return self._w.control
+
+    def problem(self) -> str | None:
+        return None
+
+    def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
+        self._w.call(f"point_to {name}")
+        if self._w.pids[name] is None:
+            raise refused(f"slot {name} is down")
+        self._w.control = name
+
+    def drop_clients(self, slot: SlotName) -> bool:
+        self._w.call(f"drop_clients {slot}")
+        return True
+
+    def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
+        self._w.look("who_answers")
+        pid = self._w.pids[self._w.control] if self._w.control else None
+        database = pid + 1 if pid else None
+        names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
+        return names | {f"{b}.mgmt": pid for b in bridges}
+
+
 class SimClock:
     """Time goes on only by sleeping."""
 
@@ -404,25 +470,6 @@ class SimClock:
 
     def sleep(self, seconds: float) -> None:
         self._w.now += seconds
-
-
-class ListRecorder:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str]] = []
-
-    def intent(self, number: int, total: int, title: str) -> None:
-        self.events.append(("intent", title))
-
-    def outcome(self, number: int, title: str, took_s: float, data: Mapping[str, object]) -> None:
-        self.events.append(("outcome", title))
-
-    def failed(self, number: int, title: str, error: Exception) -> None:
-        self.events.append(("failed", title))
-
-    def undone(self, number: int, title: str, error: Exception | None) -> None:
-        self.events.append(("undone" if error is None else "undo-failed", title))
 
 
 def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
@@ -444,6 +491,7 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
         hypervisor=SimHypervisor(world),
         steering=SimSteering(world),
         resources=SimResources(world),
+        well_known=SimWellKnown(world),
         clock=SimClock(world),
         ready_timeout_s=5.0,
     )

@@ -1,0 +1,139 @@
+"""`upgrade nic show | check | probe` as an operator types them, on a NIC of veth pairs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_nic import FakeNic, build_shim
+from tests.support.steer_bench import Nic, build_generator, software, veth_nic
+from upgrader.adapters import gate
+from upgrader.sim.facts import vm_port
+
+pytestmark = pytest.mark.integration
+
+SLOTS = """
+[slots.a]
+prefix = "/usr"
+rundir = "/run/no-such-a"
+vf = "vf1"
+representor = "vf1r"
+devargs = "net_af_packet0,iface=vf1"
+pmd_cpu_mask = "0x1"
+[slots.b]
+prefix = "/usr"
+rundir = "/run/no-such-b"
+netns = "no-such-b"
+vf = "vf2"
+representor = "vf2r"
+devargs = "net_af_packet0,iface=vf2"
+pmd_cpu_mask = "0x2"
+"""
+
+
+@pytest.fixture
+def nic() -> Iterator[Nic]:
+    with veth_nic("cli") as made:
+        yield made
+
+
+def config(folder: Path, nic: Nic, extra: str = "") -> Path:
+    path = folder / "config.toml"
+    path.write_text(f'[nic]\npf = "pf0"\nnetns = "{nic.netns}"\n{extra}\n{SLOTS}')
+    return path
+
+
+def upgrade(path: Path, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    argv = [sys.executable, "-m", "upgrader.cli.app", "--config", str(path), *words]
+    done = gate.run(argv, check=False, env=env)
+    return done.returncode, done.stdout, done.stderr
+
+
+def result(stdout: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(stdout)
+    assert parsed["schema_version"] == 1
+    return parsed
+
+
+def test_show_and_check(nic: Nic, tmp_path: Path) -> None:
+    path = config(tmp_path, nic)
+    steering = software(nic)
+    steering.steady("a")
+    code, out, _ = upgrade(path, "nic", "show")
+    assert code == 0
+    assert "rule for the rest of the overlay points to slot a" in out
+    assert "per-vm-dual" in out
+    assert upgrade(path, "nic", "check")[0] == 0
+    steering.open_window([(vm_port(1), "b")])
+    shown = result(upgrade(path, "nic", "show", "--json")[1])
+    assert [(r["vni"], r["mac"], r["targets"]) for r in shown["rules"]] == [
+        (100, vm_port(1).mac, ["b"]),
+        (None, None, ["a", "b"]),
+    ]
+    assert shown["nic"]["foreign"] == []
+    nic.tc("filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", "60", "u32", "match", "ip", "dport",
+           "53", "0xffff", "action", "mirred", "egress", "redirect", "dev", "vf2r")  # fmt: skip
+    (foreign,) = result(upgrade(path, "nic", "show", "--json")[1])["nic"]["foreign"]
+    assert "priority 60" in foreign
+
+
+def test_probe_says_who_gets_it_and_whether_it_was_seen(nic: Nic, tmp_path: Path) -> None:
+    path = config(tmp_path, nic)
+    port = vm_port(1)
+    steering = software(nic)
+    steering.steady("a")
+    steering.open_window([(port, "b")])
+    generator = build_generator(tmp_path)
+    argv = [str(generator), "wire", "vf1", "vf2", "1000", "20", "100", port.mac]
+    sender = gate.spawn(argv, netns=nic.netns, stdout_pipe=True)
+    try:
+        code, out, _ = upgrade(path, "nic", "probe", "--vni", "100", "--mac", port.mac.upper(), "--json")
+    finally:
+        sender.kill()
+        sender.communicate()
+    seen = result(out)
+    assert code == 0
+    assert seen["by_rules"] == ["b"]
+    assert seen["arrived"]["a"] == 0
+    assert seen["arrived"]["b"] > 0
+    assert seen["verdict"] == "arrives as set"
+    quiet = ("nic", "probe", "--vni", "100", "--mac", vm_port(2).mac, "--for", "0.2")
+    code, out, _ = upgrade(path, *quiet, "--json")
+    assert (code, result(out)["verdict"]) == (3, "nothing arrives at either")
+    code, out, err = upgrade(path, *quiet)
+    assert code == 3
+    assert "slot a and slot b" in out
+    assert "NOT_SEEN_TO_ARRIVE" in err
+
+
+def test_a_modelled_x710_by_its_own_rules(nic: Nic, tmp_path: Path) -> None:
+    """The whole path but for hardware: our command, its real ioctl, and the shim for a driver."""
+    path = config(tmp_path, nic, 'adapter = "ethtool"\nvfs = { a = 0, b = 1 }')
+    shim = build_shim(tmp_path)
+    intel = FakeNic(tmp_path / "intel", shim, out_of_tree=True)
+    code, out, _ = upgrade(path, "nic", "show", env=dict(intel.environment()))
+    assert code == 0
+    assert "i40e 2.28.16 (i40e from Intel, out of tree)" in out
+    assert "8.30 0x8000b8d3" in out
+    assert "whole-port" in out
+    assert upgrade(path, "nic", "check", env=dict(intel.environment()))[0] == 0
+    in_tree = FakeNic(tmp_path / "in-tree", shim, out_of_tree=False)
+    code, _, err = upgrade(path, "nic", "check", env=dict(in_tree.environment()))
+    assert code == 3
+    assert "STEERING_UNPROVEN" in err
+
+
+def test_bad_input_is_refused_in_three_lines(nic: Nic, tmp_path: Path) -> None:
+    path = config(tmp_path, nic)
+    code, _, err = upgrade(path, "nic", "probe", "--vni", "1", "--mac", "nonsense")
+    assert (code, "NOT_A_MAC" in err, "state: nothing was changed" in err) == (2, True, True)
+    assert upgrade(path, "nic", "probe", "--vni", "16777216", "--mac", vm_port(1).mac)[0] == 2
+    code, _, err = upgrade(config(tmp_path, nic, 'adapter = "ethtool"\nvfs = { a = 0, b = 1 }'), "nic", "show")
+    assert code == 1
+    assert "no receive rules" in err  # a veth is no X710
+    assert "next:" in err

@@ -1,0 +1,58 @@
+"""Rules turned under traffic: what is lost, and what is not. Every figure is by packets that arrived or did not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.steer_bench import (
+    GAP_US,
+    RATE_PPS,
+    Passed,
+    build_generator,
+    detoured,
+    one_vm_handed_over,
+    one_vm_turned,
+    whole_port_turned,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_generator(tmp_path_factory.mktemp("gen"))
+
+
+def require_whole(passed: Passed) -> None:
+    assert (passed.lost, passed.duplicated) == (0, 0), passed
+    assert min(passed.sinks.values()) > passed.sent // 4, "it did not go to and fro"
+
+
+def test_turns_of_one_vm_lose_nothing(generator: Path) -> None:
+    passed = one_vm_turned(generator, 2_000, 4)
+    assert passed.sent == 4 * RATE_PPS
+    require_whole(passed)
+
+
+def test_dual_delivery_reaches_both_and_loses_nothing(generator: Path) -> None:
+    """A copy at each of the two is meant; none at all is lost, and no VF gets one twice."""
+    passed = one_vm_handed_over(generator, 400, 4)
+    assert passed.lost == 0
+    assert passed.duplicated > 0
+    assert sum(passed.sinks.values()) == passed.sent + passed.duplicated
+
+
+def test_a_whole_port_turn_loses_what_falls_into_its_gap(generator: Path, tmp_path: Path) -> None:
+    passed = whole_port_turned(generator, tmp_path, 200, 4, catch=False)
+    assert passed.duplicated == 0
+    assert passed.lost >= 200 * GAP_US * RATE_PPS / 1e6 / 2
+
+
+def test_a_catch_on_the_pf_takes_what_falls_into_the_gap(generator: Path, tmp_path: Path) -> None:
+    require_whole(whole_port_turned(generator, tmp_path, 200, 4, catch=True))
+
+
+def test_a_detour_over_the_pf_moves_a_vm_without_loss(generator: Path, tmp_path: Path) -> None:
+    require_whole(detoured(generator, tmp_path, 50, 6))

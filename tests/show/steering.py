@@ -1,0 +1,142 @@
+"""What steering must show, run for real: a line an item with figure, limit and baseline, non-zero if one falls short.
+
+make show-steering                       # all of it, about 3 minutes
+make show-steering PARTS="turns traffic" # some of it
+
+Needs root. Packets go through veth pairs in namespaces of the run's own; the X710 is a model of its drivers' answers.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.bench import bench_steering as bench
+from tests.show.items import OUT, ROOT, Item, show
+from tests.support import steer_bench
+from tests.support.steer_bench import GAP_US, RATE_PPS
+from upgrader.adapters import gate
+
+CONTRACT = "tests/integration/test_steering.py"
+BYTES = ("tests/integration/test_nfc_bytes.py",)
+X710 = ("tests/unit/test_x710.py", "tests/unit/test_run_x710.py")
+ADAPTERS = ("tc_u32", "x710 in-tree", "x710 out-of-tree", "x710 with catch", "x710 with detour")
+TURN_LIMIT_US = 50
+FAILOVER_LIMIT_US = 1000
+VMS = 100
+TURNS = 10_000
+PORT_TURNS = 200
+# Documents that may speak of hardware, and the words they owe then.
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/adr/*.md")
+_HARDWARE = re.compile(r"X710|E810|ConnectX|ixgbe")
+_OWED = re.compile(r"not\s+(been\s+)?run\s+on\s+hardware|has\s+not\s+been\s+run", re.IGNORECASE)
+
+
+def contract() -> Iterator[Item]:
+    """The one suite of contract tests, by adapter."""
+    for adapter in ADAPTERS:
+        yield suite(f"contract tests, {adapter}", [CONTRACT], least=5, only=f"test_contract and [{adapter}]")
+    yield suite("tc on the real kernel: packets, foreign rules, errors", [CONTRACT], least=3, only="not test_contract")
+
+
+def encoding() -> Iterator[Item]:
+    """Bytes against the real ethtool's."""
+    yield suite("rule shapes whose bytes are those of the real ethtool -N", BYTES, least=20, only="hands_the_kernel")
+    yield suite(
+        "rules of ours that the real ethtool -n reads, and the other way", BYTES, least=3, only="back or prints"
+    )
+
+
+def model() -> Iterator[Item]:
+    """The modelled X710: its traps, whole runs, a dead coordinator, and rules of others."""
+    yield suite("X710's traps, each handled (modelled, not run on hardware)", X710[:1], least=20, only="")
+    yield suite("whole upgrades on it", X710[1:], least=6, only="not dies_between")
+    yield suite("coordinator dead between two rules, mended to either side", X710[1:], least=12, only="dies_between")
+    yield suite("rules of others never touched (property tests)", X710[:1], least=2, only="never_touched or stays")
+
+
+def turns() -> Iterator[Item]:
+    """How long a turn takes."""
+    ready, unprepared = bench.one_vm(TURNS), bench.one_vm_by_replacing(100)
+    yield Item(
+        "turn of one VM, median",
+        f"{ready.median_us:.1f} us, p99 {ready.p99_us:.0f} us; baseline, filters read first: {unprepared.median_us:.0f} us",
+        f"{TURN_LIMIT_US} us",
+        ready.median_us <= TURN_LIMIT_US,
+    )
+    host = bench.whole_host(VMS, 100)
+    figure = f"{host.median_us:.0f} us, p99 {host.p99_us:.0f} us; baseline, one by one: {VMS * ready.median_us:.0f} us"
+    yield Item(f"failover of {VMS} VMs, median", figure, f"{FAILOVER_LIMIT_US} us", host.median_us <= FAILOVER_LIMIT_US)
+
+
+def traffic() -> Iterator[Item]:
+    """Turns under traffic."""
+    with tempfile.TemporaryDirectory(prefix="show-") as name:
+        folder = Path(name)
+        generator = steer_bench.build_generator(folder)
+        one = steer_bench.one_vm_turned(generator, TURNS, 14)
+        yield _lossless(f"{TURNS} turns of one VM at {RATE_PPS} pps", one)
+        dual = steer_bench.one_vm_handed_over(generator, 400, 4)
+        figure = f"lost {dual.lost} of {dual.sent}; {dual.duplicated} went to both VFs, as meant"
+        yield Item("400 hand-overs with dual delivery", figure, "lost 0", dual.lost == 0 and dual.duplicated > 0)
+        bare = steer_bench.whole_port_turned(generator, folder, PORT_TURNS, 4, catch=False)
+        each, expected = bare.lost / PORT_TURNS, GAP_US * RATE_PPS / 1e6
+        yield Item(
+            f"{PORT_TURNS} turns of the whole port with a gap of {GAP_US} us (modelled), packets lost per turn",
+            f"{each:.1f}; rate x gap is {expected:.1f}",
+            "more than half of that: it is a loss, and the plan says so",
+            each > expected / 2,
+        )
+        caught = steer_bench.whole_port_turned(generator, folder, PORT_TURNS, 4, catch=True)
+        yield _lossless(f"the same with a catch on the PF (without: {bare.lost} lost)", caught)
+        yield _lossless("50 windows by detour over the PF", steer_bench.detoured(generator, folder, 50, 6))
+
+
+def claims() -> Iterator[Item]:
+    """Nothing claims hardware that was not there."""
+    documents = [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+    speaking = [path for path in documents if _HARDWARE.search(path.read_text())]
+    silent = [str(path.relative_to(ROOT)) for path in speaking if not _OWED.search(path.read_text())]
+    figure = f"{len(speaking)} name a NIC" + (
+        f"; {', '.join(silent)} do not say what has not been run" if silent else ""
+    )
+    yield Item("documents that name a NIC say what was not run on it", figure, "all", bool(speaking) and not silent)
+
+
+def _lossless(what: str, passed: steer_bench.Passed) -> Item:
+    figure = (
+        f"lost {passed.lost}, duplicated {passed.duplicated} of {passed.sent}, to the VFs {list(passed.sinks.values())}"
+    )
+    return Item(what, figure, "lost 0, duplicated 0", passed.lost == 0 and passed.duplicated == 0)
+
+
+def suite(what: str, files: list[str] | tuple[str, ...], *, least: int, only: str) -> Item:
+    """The tests of these files that `only` selects (pytest -k), as one item; a skipped test does not count."""
+    report = OUT / "suite.xml"
+    report.unlink(missing_ok=True)
+    select = ["-k", only] if only else []
+    argv = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *select, *files]
+    done = gate.run(argv, cwd=ROOT, timeout_s=900, check=False)
+    cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
+    bad = [str(c.get("name")) for c in cases if any(e.tag in ("failure", "error", "skipped") for e in c)]
+    whole = done.returncode == 0 and not bad and len(cases) >= least
+    tail = "" if whole else f"; {', '.join(bad[:3]) or (done.stdout + done.stderr)[-300:]}"
+    return Item(what, f"{len(cases) - len(bad)} pass, {len(bad)} do not{tail}", f"all, {least} or more", whole)
+
+
+PARTS: dict[str, Callable[[], Iterator[Item]]] = {
+    "contract": contract,
+    "encoding": encoding,
+    "model": model,
+    "turns": turns,
+    "traffic": traffic,
+    "claims": claims,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(show(__doc__, PARTS))

@@ -1,0 +1,228 @@
+"""A NIC of veth pairs in a namespace of its own, packets at a constant rate through it, and rules turned meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.fake_nic import FakeNic, build_shim, x710
+from upgrader.adapters import gate
+from upgrader.adapters.netlink import route_socket
+from upgrader.adapters.tc_u32 import INGRESS, TcU32, _Requests
+from upgrader.core import tc
+from upgrader.core.model import SlotName, VmPort
+from upgrader.sim.facts import vm_port
+
+SOURCE = Path(__file__).with_name("steer_gen.c")
+RATE_PPS = 50_000
+GAP_US = 150  # what a delete and an add by netlink took on this kind of machine, about 6 packets at 40,000 a second
+SIDES: tuple[SlotName, SlotName] = ("b", "a")
+
+
+@dataclass
+class Nic:
+    """A PF and two VFs as veth pairs; `vf1`/`vf2` are the VFs' far ends.
+
+    Plain: `wire` is the PF's other end. Wired: `wire` leads to `nicp`, where a `Wiring` puts what the NIC's own rules
+    say in front of the PF.
+    """
+
+    netns: str
+
+    def tc(self, *arguments: str) -> str:
+        return gate.run(["tc", *arguments], netns=self.netns).stdout
+
+    def index(self, name: str) -> int:
+        (link,) = json.loads(gate.run(["ip", "-json", "link", "show", name], netns=self.netns).stdout)
+        return int(link["ifindex"])
+
+
+@contextmanager
+def veth_nic(label: str = "nic", *, wired: bool = False) -> Iterator[Nic]:
+    """The NIC, taken down in the end whatever happens."""
+    netns = f"t{os.getpid()}-{label}"
+    pairs = [("vf1r", "vf1"), ("vf2r", "vf2"), *([("pf0", "pf0x"), ("nicp", "wire")] if wired else [("pf0", "wire")])]
+    gate.run(["ip", "netns", "add", netns])
+    try:
+        for left, right in pairs:
+            gate.run(["ip", "-n", netns, "link", "add", left, "type", "veth", "peer", "name", right])
+            for name in (left, right):
+                gate.run(["ip", "-n", netns, "link", "set", name, "up"])
+        yield Nic(netns)
+    finally:
+        gate.run(["ip", "netns", "del", netns])
+
+
+def software(nic: Nic) -> TcU32:
+    return TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789)
+
+
+class Wiring:
+    """Gives the packets on `nicp` to whom a fake NIC's rules send them: to a VF, else to the PF.
+
+    A rule is turned as the drivers do: deleted and then added, `gap_us` apart at least.
+    """
+
+    def __init__(self, nic: Nic, fake: FakeNic, gap_us: int = 0) -> None:
+        self._fake = fake
+        self._gap_us = gap_us
+        self._port = nic.index("nicp")
+        self._vfs = (nic.index("vf1r"), nic.index("vf2r"))
+        self._requests = _Requests(route_socket(nic.netns))
+        self._now: int | None = None
+        nic.tc("qdisc", "add", "dev", "nicp", "ingress")
+        to_pf = ["action", "mirred", "egress", "redirect", "dev", "pf0x"]
+        nic.tc("filter", "add", "dev", "nicp", "parent", "ffff:", "protocol", "ip", "prio", "9", "u32", "match", "u32", "0",
+               "0", *to_pf)  # fmt: skip
+        fake.on_change = self.follow
+        self.turns = 0
+
+    def follow(self) -> None:
+        target = self._fake.target(4789)
+        if target == self._now:
+            return
+        if self._now is not None:
+            self._send(tc.DEL_FILTER, 0)
+            until = time.perf_counter() + self._gap_us / 1e6
+            while time.perf_counter() < until:
+                pass
+        if target is not None:
+            self._send(tc.NEW_FILTER, tc.CREATE | tc.EXCLUSIVE, self._vfs[target])
+            self.turns += 1
+        self._now = target
+
+    def _send(self, kind: int, flags: int, to: int | None = None) -> None:
+        options = tc.u32_options(tc.overlay_words(4789), tc.deliver([to])) if to else b""
+        where = {"ifindex": self._port, "parent": INGRESS, "prio": 1, "handle": 0, "classifier": "u32"}
+        self._requests.send([tc.filter_message(kind, flags, options=options, **where)])  # type: ignore[arg-type]
+
+
+def build_generator(folder: Path) -> Path:
+    target = folder / "steer_gen"
+    if not target.exists():
+        gate.run(["gcc", "-Wall", "-Wextra", "-Werror", "-O2", "-o", str(target), str(SOURCE), "-lpthread"])
+    return target
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What became of the packets while rules were turned so often."""
+
+    turns: int
+    took_s: float
+    sent: int
+    lost: int
+    duplicated: int
+    reordered: int
+    sinks: dict[str, int]
+
+
+def under_traffic(
+    nic: Nic, generator: Path, port: VmPort, turn: Callable[[int], None], turns: int, *, rate_pps: int, seconds: float
+) -> Passed:
+    """Turn so often, spread over the traffic's time; the generator ends by itself soon after `seconds`."""
+    argv = [str(generator), "wire", "vf1", "vf2", str(rate_pps), str(seconds), str(port.vni), port.mac]
+    process = gate.spawn(argv, netns=nic.netns, stdout_pipe=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        started = time.monotonic()
+        every = (seconds - 0.7) / max(turns, 1)
+        for number in range(turns):
+            turn(number)
+            ahead = started + (number + 1) * every - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
+        took_s = time.monotonic() - started
+        figures: dict[str, Any] = json.loads(process.stdout.read())
+    finally:
+        process.kill()
+        process.wait()
+    if took_s > seconds - 0.3:
+        raise AssertionError(f"{turns} turns took {took_s:.1f} s, longer than the traffic")
+    del figures["longest_burst"]
+    return Passed(turns, took_s, **figures)
+
+
+def one_vm_turned(generator: Path, turns: int, seconds: float) -> Passed:
+    """One VM's rule to and fro, by the ready message."""
+    port = vm_port(1)
+    with veth_nic("flips") as nic:
+        steering = software(nic)
+        steering.steady("a")
+        steering.open_window([(port, "a")])
+        return under_traffic(
+            nic,
+            generator,
+            port,
+            lambda n: steering.move_vm(port, (SIDES[n % 2],)),
+            turns,
+            rate_pps=RATE_PPS,
+            seconds=seconds,
+        )
+
+
+def one_vm_handed_over(generator: Path, turns: int, seconds: float) -> Passed:
+    """One VM's rule to both slots and on to the other, as a hand-over with dual delivery does."""
+    port = vm_port(1)
+    to: tuple[tuple[SlotName, ...], ...] = (("b", "a"), ("b",), ("a", "b"), ("a",))
+    with veth_nic("dual") as nic:
+        steering = software(nic)
+        steering.steady("a")
+        steering.open_window([(port, "a")])
+        return under_traffic(
+            nic, generator, port, lambda n: steering.move_vm(port, to[n % 4]), turns, rate_pps=RATE_PPS, seconds=seconds
+        )
+
+
+def whole_port_turned(generator: Path, folder: Path, turns: int, seconds: float, *, catch: bool) -> Passed:
+    """The one rule of a modelled X710 to and fro, with the gap that its drivers have; caught on the PF, or not."""
+    fake = FakeNic(folder / f"nic-{catch}", build_shim(folder), out_of_tree=True)
+    with veth_nic("port", wired=True) as nic:
+        wiring = Wiring(nic, fake, GAP_US)
+        steering = x710(fake, catch=software(nic) if catch else None)
+        steering.steady("a")
+        passed = under_traffic(
+            nic,
+            generator,
+            vm_port(1),
+            lambda n: steering.steady(SIDES[n % 2]),
+            turns,
+            rate_pps=RATE_PPS,
+            seconds=seconds,
+        )
+    if wiring.turns != turns + 1:
+        raise AssertionError(f"the NIC's rule was turned {wiring.turns - 1} times, not {turns}")
+    return passed
+
+
+def detoured(generator: Path, folder: Path, windows: int, seconds: float) -> Passed:
+    """Windows opened, the VM moved, closed: from the NIC to the PF, there to the other switch, and onto the NIC again."""
+    fake = FakeNic(folder / "nic-detour", build_shim(folder), out_of_tree=True)
+    port = vm_port(1)
+    with veth_nic("detour", wired=True) as nic:
+        wiring = Wiring(nic, fake, GAP_US)
+        steering = x710(fake, catch=software(nic), detour=True)
+        steering.steady("a")
+
+        def turn(number: int) -> None:
+            to, old = SIDES[number // 3 % 2], SIDES[(number // 3 + 1) % 2]
+            match number % 3:
+                case 0:
+                    steering.open_window([(port, old)])
+                case 1:
+                    steering.move_vm(port, (to,))
+                case 2:
+                    steering.close_window(to)
+
+        passed = under_traffic(nic, generator, port, turn, 3 * windows, rate_pps=RATE_PPS, seconds=seconds)
+    if wiring.turns != windows + 1:
+        raise AssertionError(f"the NIC's rule was put back {wiring.turns - 1} times, not {windows}")
+    return passed

@@ -1,0 +1,287 @@
+"""The coordinator killed anywhere and taken up again; requests; what is refused. On the simulated host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, sim_run
+from upgrader.core.errors import BlockedError, SupersededError
+from upgrader.core.lifecycle import UNFINISHED, RunState
+from upgrader.core.plan import Policy
+from upgrader.core.report import report
+from upgrader.engine.control import Request
+from upgrader.sim.facts import vm_interface
+from upgrader.sim.host import refused
+
+
+def totals(tmp: Path, vms: int) -> tuple[int, int]:
+    run = sim_run(tmp, vms)
+    assert run.begin().forward().state is RunState.DONE
+    return run.journal.writes, len(run.world.calls)
+
+
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+def test_killed_anywhere_and_taken_up_again(tmp_path: Path, way: str) -> None:
+    writes, calls = totals(tmp_path / "count", 2)
+    ended = 0
+    for name, arm in cuts(writes, calls):
+        run = sim_run(tmp_path / name.replace(" ", "-"), 2)
+        arm(run)
+        try:
+            run.begin().forward()
+            cut = False
+        except Killed:
+            cut = True
+        disarm(run)
+        served(run.world)
+        view = run.again()
+        served(run.world)
+        if not cut:
+            assert name == f"after write {writes}" or view is not None
+        if view is None:  # it was killed before the run began
+            settled(run.world, "a")
+            continue
+        if view.state in UNFINISHED:
+            view = run.resume().forward() if way == "resume" else run.rollback().back()
+        assert view.state in (RunState.DONE, RunState.RESTORED), (name, report(view))
+        if way == "resume":
+            assert view.state is RunState.DONE, name
+        settled(run.world, "b" if view.state is RunState.DONE else "a")
+        ended += 1
+    assert ended > 60
+
+
+def test_a_rollback_that_comes_too_late_finishes_the_run(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: Killed() if run.world.pids["a"] is None else None
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    run.again()
+    told = report(run.rollback().back())
+    assert (told.outcome, told.reason) == ("done", "ROLLBACK_TOO_LATE")
+    assert "upgrade --host" in (told.next or "")
+    settled(run.world, "b")
+
+
+def test_killed_while_it_goes_back_and_taken_up_again(tmp_path: Path) -> None:
+    for number in range(1, 60):
+        run = sim_run(tmp_path / str(number), 3)
+        run.world.fault = lambda name, count: refused("no") if name == "switch vm2" else None
+        writes = run.journal.writes
+        seen = 0
+
+        def kill(n: int, writes: int = writes, number: int = number) -> None:
+            if n == writes + 20 + number:
+                raise Killed
+
+        run.journal.fault_after = kill
+        try:
+            view = run.begin().forward()
+        except Killed:
+            disarm(run)
+            served(run.world)
+            seen = 1
+            again = run.again()
+            assert again is not None
+            view = run.rollback().back() if again.state in UNFINISHED else again
+        assert view.state is RunState.RESTORED, (number, report(view))
+        settled(run.world, "a")
+        if not seen:
+            return
+    raise AssertionError("the run never came to its end")
+
+
+def test_an_older_coordinator_stops_before_its_next_effect(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    engine = run.begin()
+    calls: list[int] = []
+
+    def another(name: str, count: int) -> None:
+        if name == "attach vm0":
+            run.journal.generation += 1  # another coordinator claims the journal
+            calls.append(count)
+
+    run.world.fault = another
+    with pytest.raises(SupersededError):
+        engine.forward()
+    assert len(run.world.calls) == calls[0]
+    served(run.world)
+
+
+def test_pause_stops_after_the_vm_in_hand_and_resume_goes_on(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "switch vm1" else None
+    view = run.begin().forward()
+    assert (view.state, view.reason) == (RunState.PAUSED, "ASKED")
+    assert run.world.owners() == {"vm0": "b", "vm1": "b", "vm2": "a"}
+    served(run.world)
+    disarm(run)
+    run.again()
+    run.world.flows["a", "br-int"] = ("priority=11 actions=drop",)  # a controller wrote while the run was paused
+    assert run.resume().forward().state is RunState.DONE
+    settled(run.world, "b")
+    assert run.world.flows["b", "br-int"] == ("priority=11 actions=drop",)
+
+
+@pytest.mark.parametrize(
+    ("request_", "state", "owners"),
+    [(Request.BACK, "restored", {"vm0": "a", "vm1": "a"}), (Request.STAY, "halted", {"vm0": "b", "vm1": "a"})],
+)
+def test_abort(tmp_path: Path, request_: Request, state: str, owners: dict[str, str]) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(request_) if name == "switch vm0" else None
+    view = run.begin().forward()
+    assert (view.state, view.reason) == (state, "ASKED")
+    assert run.world.owners() == owners
+    served(run.world)
+
+
+def test_a_request_is_heard_while_the_canary_is_watched_and_while_it_soaks(tmp_path: Path) -> None:
+    for number, at in enumerate(("switch vm0", "close_window b")):
+        run = sim_run(
+            tmp_path / str(number), policy=Policy(soak_s=1e9, canary_check_s=1e9 if at == "switch vm0" else 0)
+        )
+        run.world.fault = lambda name, count, at=at, run=run: run.control.ask(Request.BACK) if name == at else None
+        assert run.begin().forward().state is RunState.RESTORED
+        settled(run.world, "a")
+
+
+def test_policy_stay_takes_only_the_failed_vm_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(soak_s=0, canary_check_s=0, on_failure="stay"))
+    run.world.fault = lambda name, count: refused("no") if name == "switch vm1" else None
+    view = run.begin().forward()
+    assert view.state is RunState.HALTED
+    assert run.world.owners() == {"vm0": "b", "vm1": "a", "vm2": "a"}
+    served(run.world)
+    disarm(run)
+    assert run.resume().forward().state is RunState.DONE
+    settled(run.world, "b")
+
+
+def test_over_budget_stops_and_moves_nothing_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))  # a move takes 713 us
+    view = run.begin().forward()
+    assert (view.state, view.reason) == (RunState.HALTED, "OVER_BUDGET")
+    assert run.world.owners() == {"vm0": "b", "vm1": "a", "vm2": "a"}
+    assert "blackout_budget_us" in (report(view).error or "")
+    served(run.world)
+
+
+def test_a_kept_switch_is_a_way_back_after_the_end(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    view = run.begin().forward()
+    assert view.state is RunState.DONE
+    settled(run.world, "b", kept=True)
+    assert run.world.pids["a"] is not None
+    run.again()
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+def test_without_a_kept_switch_there_is_nothing_to_roll_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    for refuse in (run.rollback, run.resume):
+        with pytest.raises(BlockedError):
+            refuse()
+    run.begin().forward()
+    before = list(run.world.calls)
+    with pytest.raises(BlockedError) as error:
+        run.rollback()
+    assert error.value.code == "NOTHING_TO_ROLL_BACK"
+    with pytest.raises(BlockedError) as error:
+        run.resume()
+    assert error.value.code == "NOTHING_TO_RESUME"
+    assert run.world.calls == before
+
+
+def test_a_stale_plan_is_refused(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    plan = run.plan()
+    run.world.vms["vm7"] = vm_interface(7)
+    run.world.pids["a"] = 4711
+    with pytest.raises(BlockedError) as error:
+        run.coordinator.begin(plan, run.control, lambda view, event: None)
+    assert error.value.code in ("PLAN_STALE", "BLOCKED")
+    assert run.world.calls == []
+
+
+def test_traffic_does_not_make_a_plan_stale(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    run = sim_run(tmp_path)
+    plan = run.plan()
+    for domain, vm in run.world.vms.items():
+        assert vm.ownership is not None
+        rings = tuple(replace(r, avail_idx=r.avail_idx + 100) for r in vm.ownership.rings)
+        run.world.vms[domain] = replace(vm, ownership=replace(vm.ownership, rings=rings))
+    assert run.plan().id == plan.id
+
+
+def test_no_run_begins_while_another_is_half_way(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "start_switch b" else None
+    assert run.begin().forward().state is RunState.PAUSED
+    disarm(run)
+    with pytest.raises(BlockedError) as error:
+        run.begin()
+    assert error.value.code == "RUN_UNFINISHED"
+    assert "resume" in error.value.next
+
+
+def test_a_restore_takes_a_run_over_that_stopped_half_way(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "switch vm1" else None
+    run.begin().forward()
+    disarm(run)
+    plan = run.plan("a")
+    assert run.coordinator.begin(plan, run.control, lambda view, event: None).forward().state is RunState.DONE
+    settled(run.world, "a")
+    first = run.journal.view(1)
+    assert first is not None
+    assert first.state is RunState.SUPERSEDED
+
+
+def test_a_standby_that_is_another_process_is_not_resumed_onto(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None
+    run.begin().forward()
+    disarm(run)
+    run.world.die("b")
+    run.world.pids["b"] = 9999
+    with pytest.raises(BlockedError) as error:
+        run.resume()
+    assert error.value.code == "STANDBY_IS_ANOTHER"
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+def test_vms_that_come_during_the_run_are_moved_too(tmp_path: Path) -> None:
+    for number, at in enumerate(("attach vm1", "switch vm1", "close_window b")):
+        run = sim_run(tmp_path / str(number))
+        run.world.idle_port(9)
+
+        def come(name: str, count: int, run: SimRun = run, at: str = at) -> None:
+            if name == at:
+                run.world.vms.setdefault("vm9", vm_interface(9))
+
+        run.world.fault = come
+        view = run.begin().forward()
+        assert view.state is RunState.DONE, report(view)
+        settled(run.world, "b")
+        assert "vm9" in run.world.owners()
+
+
+def test_a_vm_that_is_restarted_during_the_run_is_moved_all_the_same(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+
+    def restart(name: str, count: int) -> None:
+        if name == "switch vm0":
+            run.world.restart("vm1")
+
+    run.world.fault = restart
+    view = run.begin().forward()
+    assert view.state is RunState.DONE, report(view)
+    settled(run.world, "b")

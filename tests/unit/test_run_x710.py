@@ -1,0 +1,184 @@
+"""Whole runs on the simulated host whose NIC is a modelled X710: as a whole port, with a catch, and what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_nic import VFS, FakeNic, FakeVfs, build_shim, x710
+from tests.support.runs import new_engine
+from upgrader.adapters.ethtool import Ethtool
+from upgrader.core import plan as planning
+from upgrader.core.model import Slot, SlotName
+from upgrader.core.plan import Plan
+from upgrader.core.report import RunReport
+from upgrader.core.report import report as report_of
+from upgrader.engine.facts import gather
+from upgrader.ports import Host
+from upgrader.sim.host import SimSteering, World, make
+
+RATE_PPS = 1000
+ACCEPT = ("STEERING_UNPROVEN",)
+
+
+@dataclass
+class X710Host:
+    world: World
+    host: Host
+    slots: dict[SlotName, Slot]
+    nic: FakeNic
+    vfs: FakeVfs
+
+    def plan(self, accept: Sequence[str] = ()) -> Plan:
+        facts = gather("h1", self.slots, self.host, vni_key="vni", adapter="ethtool")
+        return planning.upgrade(facts, self.host.steering.capabilities(), tuple(accept))
+
+    def restore(self, slot: SlotName) -> RunReport:
+        facts = gather("h1", self.slots, self.host, vni_key="vni", adapter="ethtool")
+        made = planning.restore(facts, self.host.steering.capabilities(), slot)
+        assert not made.blocking
+        return self.run(made)
+
+    def run(self, plan: Plan) -> RunReport:
+        return report_of(new_engine(self.host, self.slots, plan).forward())
+
+    def forget(self) -> None:
+        """The coordinator died: another process, which remembers nothing, drives the same NIC."""
+        self.host = replace(self.host, steering=x710(self.nic, self.vfs, rate_pps=RATE_PPS))
+
+    def points_to(self) -> list[tuple[SlotName, ...]]:
+        return [r.targets for r in self.host.steering.rules()]
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shim(tmp_path_factory.mktemp("shim"))
+
+
+Made = Callable[..., X710Host]
+
+
+@pytest.fixture
+def x710_host(tmp_path: Path, shim: Path) -> Made:
+    def build(*, out_of_tree: bool = True, vms: int = 3, catch: bool = False, detour: bool = False) -> X710Host:
+        world, host, slots = make(tmp_path, vms)
+        nic = FakeNic(tmp_path / "nic", shim, out_of_tree=out_of_tree)
+        vfs = FakeVfs(nic)
+        software = SimSteering(world) if catch or detour else None
+        steering: Ethtool = x710(nic, vfs, catch=software, detour=detour, rate_pps=RATE_PPS)
+        for slot in VFS:
+            steering.prepare(slot)
+        steering.steady("a")
+        return X710Host(world, replace(host, steering=steering), slots, nic, vfs)
+
+    return build
+
+
+def test_a_whole_port_run(x710_host: Made) -> None:
+    made = x710_host()
+    plan = made.plan()
+    assert (plan.strategy, plan.blocking) == ("whole-port", ())
+    assert "points to the other switch" in plan.loses
+    assert "in the gap" in plan.loses
+    report = made.run(plan)
+    assert report.outcome == "done", report.error
+    assert made.points_to() == [("b",)]
+    assert set(made.world.owners().values()) == {"b"}
+    assert made.world.trouble == []
+    assert made.nic.target(4789) == VFS["b"]
+
+
+def test_a_run_with_a_catch_or_a_detour(x710_host: Made) -> None:
+    made = x710_host(catch=True)
+    plan = made.plan()
+    assert plan.strategy == "whole-port"
+    assert "nothing in the gap" in plan.loses
+    assert made.run(plan).outcome == "done"
+    assert made.points_to() == [("b",)]
+    assert made.world.steady == ("b",)
+
+
+def test_a_run_with_a_detour(x710_host: Made) -> None:
+    made = x710_host(detour=True)
+    plan = made.plan()
+    assert plan.strategy == "per-vm-dual"
+    assert "passes the PF's kernel path" in plan.loses
+    assert made.run(plan).outcome == "done"
+    assert made.points_to() == [("b",)]
+    assert made.world.rules == {}
+    assert made.nic.target(4789) == VFS["b"]
+
+
+def test_the_in_tree_driver_blocks_a_run_until_that_is_accepted(x710_host: Made) -> None:
+    made = x710_host(out_of_tree=False)
+    assert [f.code for f in made.plan().blocking] == ["STEERING_UNPROVEN"]
+    assert made.plan(ACCEPT).blocking == ()
+    assert made.run(made.plan(ACCEPT)).outcome == "done"  # nothing ever arrived, so nothing was there to miss
+    assert made.nic.count("cloud_requests") == 0
+
+
+def test_a_rule_without_effect_is_found_by_what_arrives_and_the_run_undone(x710_host: Made) -> None:
+    made = x710_host()
+    plan = made.plan()
+    made.nic.set(drop_next=1)  # the turn to slot b: taken, listed, never in the hardware
+    report = made.run(plan)
+    assert report.outcome == "restored", report.error
+    assert "by the VFs' counters nothing arrives" in (report.error or "")
+    assert made.nic.target(4789) == VFS["a"]
+    assert set(made.world.owners().values()) == {"a"}
+
+
+def test_a_refused_rule_undoes_the_run(x710_host: Made) -> None:
+    made = x710_host()
+    made.nic.set(refuse_next=1)
+    report = made.run(made.plan())
+    assert report.outcome == "restored", report.error
+    assert made.points_to() == [("a",)]
+    assert made.nic.target(4789) == VFS["a"]
+    assert set(made.world.owners().values()) == {"a"}
+
+
+class Killed(BaseException):
+    """The coordinator's end, which no handler of ours may catch."""
+
+
+@pytest.mark.parametrize("back_to", ["a", "b"])
+@pytest.mark.parametrize("at", range(2, 8))
+def test_a_coordinator_that_dies_between_two_rules_is_mended(x710_host: Made, at: int, back_to: SlotName) -> None:
+    """Cut before the n-th change of steering; whoever comes next remembers nothing, and reads the NIC."""
+    made = x710_host(vms=4)
+    plan = made.plan()
+    steering = made.host.steering
+    count = 0
+
+    def cut(name: str) -> None:
+        verb = getattr(steering, name)
+
+        def counted(*args: object, **kwargs: object) -> object:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise Killed
+            return verb(*args, **kwargs)
+
+        setattr(steering, name, counted)
+
+    for name in ("steady", "open_window", "move_vm", "close_window"):
+        cut(name)
+    died = False
+    try:
+        made.run(plan)
+    except Killed:
+        died = True
+    assert died == (at <= count)
+    made.forget()
+    if made.world.pids["b"] is None or not died:
+        return
+    assert made.restore(back_to).outcome == "done"
+    assert made.points_to() == [(back_to,)]
+    assert set(made.world.owners().values()) == {back_to}
+    assert made.nic.target(4789) == VFS[back_to]
+    assert made.world.trouble == []

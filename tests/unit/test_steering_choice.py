@@ -1,0 +1,130 @@
+"""Which strategy a NIC allows, what the plan says it costs, where a whole port points, and what counters say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upgrader.core import plan as planning
+from upgrader.core import tc
+from upgrader.core.findings import Severity
+from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities
+from upgrader.core.steering import Arrival, choose, judge, majority
+from upgrader.sim.facts import host_facts
+
+SLOT = st.sampled_from(SLOTS)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "name", "says", "never_says"),
+    [
+        (SteeringCapabilities(dual_delivery=True), "per-vm-dual", "about a millisecond", "gap"),
+        (SteeringCapabilities(dual_delivery=True, detour=True), "per-vm-dual", "kernel path", "gap"),
+        (SteeringCapabilities(dual_delivery=False), "per-vm", "some milliseconds", "gap"),
+        (
+            SteeringCapabilities(dual_delivery=False, atomic=False),
+            "per-vm",
+            "in the gap of a rule's turn",
+            "nothing in",
+        ),
+        (
+            SteeringCapabilities(dual_delivery=False, per_vm=False, atomic=False),
+            "whole-port",
+            "what arrives in the gap",
+            "nothing in",
+        ),
+        (
+            SteeringCapabilities(dual_delivery=False, per_vm=False, atomic=False, gap_caught=True),
+            "whole-port",
+            "nothing in the gap",
+            "what arrives in the gap",
+        ),
+    ],
+)
+def test_the_strategy_and_its_cost(capabilities: SteeringCapabilities, name: str, says: str, never_says: str) -> None:
+    plan = planning.upgrade(host_facts(), capabilities)
+    assert plan.strategy == name
+    assert says in plan.loses
+    assert never_says not in plan.loses
+    assert "between two VMs" in plan.loses
+
+
+def test_what_is_unproven_blocks_until_it_is_accepted() -> None:
+    c = SteeringCapabilities(dual_delivery=False, per_vm=False, unproven="rules may not steer")
+    plan = planning.upgrade(host_facts(), c)
+    assert [f.code for f in plan.blocking] == ["STEERING_UNPROVEN"]
+    assert "nic probe" in plan.blocking[0].remedy
+    accepted = planning.upgrade(host_facts(), c, ("STEERING_UNPROVEN",))
+    assert accepted.blocking == ()
+    assert [f.code for f in accepted.findings if f.severity is Severity.WARNING] == ["STEERING_UNPROVEN"]
+    # the way back is never barred by it: whoever cut a run off needs it
+    assert "STEERING_UNPROVEN" not in [f.code for f in planning.restore(host_facts(), c, "a").blocking]
+
+
+@given(vms=st.integers(0, 500), capacity=st.integers(0, 500), per_vm=st.booleans())
+def test_room_is_counted_before_a_run(vms: int, capacity: int, per_vm: bool) -> None:
+    strategy = choose(SteeringCapabilities(dual_delivery=False, per_vm=per_vm, capacity=capacity), vms)
+    needed = vms + 1 if per_vm else 1
+    assert [f.code for f in strategy.findings] == (["STEERING_TABLE_FULL"] if capacity < needed else [])
+
+
+@given(st.lists(SLOT, max_size=9), SLOT)
+def test_the_port_points_to_where_more_are_served(served: list[SlotName], now: SlotName) -> None:
+    to = majority(served, now)
+    other: SlotName = "b" if to == "a" else "a"
+    assert served.count(to) >= served.count(other)
+    if served.count(to) == served.count(other):
+        assert to == now
+
+
+@given(st.lists(SLOT, min_size=1, max_size=40))
+def test_it_turns_once_while_all_move_one_by_one(order: list[SlotName]) -> None:
+    vms = len(order)
+    now: SlotName = "a"
+    turns = 0
+    for moved in range(1, vms + 1):
+        to = majority(["b"] * moved + ["a"] * (vms - moved), now)
+        turns += to != now
+        now = to
+    assert (now, turns) == ("b", 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "found"),
+    [
+        ({"a": 5, "b": 5}, {"a": 9, "b": 5}, Arrival.AS_SET),
+        ({"a": 5, "b": 5}, {"a": 5, "b": 6}, Arrival.ELSEWHERE),
+        ({"a": 5, "b": 5}, {"a": 6, "b": 6}, Arrival.BOTH),
+        ({"a": 5, "b": 5}, {"a": 5, "b": 5}, Arrival.SILENT),
+        ({"a": 5, "b": 5}, {"a": 3, "b": 5}, Arrival.AS_SET),  # its VF was reset, and has got 3 since
+        ({"a": 5, "b": 5}, {"a": 0, "b": 5}, Arrival.SILENT),
+    ],
+)
+def test_what_counters_say(before: dict[SlotName, int], now: dict[SlotName, int], found: Arrival) -> None:
+    assert judge("a", before, now) is found
+
+
+@given(
+    st.integers(1, 65535),
+    st.none() | st.integers(0, 2**24 - 1),
+    st.none() | st.binary(min_size=6, max_size=6),
+)
+def test_a_filter_is_read_as_it_was_written(port: int, vni: int | None, mac: bytes | None) -> None:
+    address = mac.hex(":") if mac is not None else None
+    words = tc.overlay_words(port, vni, address)
+    options = tc.u32_options(words, tc.deliver([7]))
+    sel = options[options.rindex(bytes([1, 0, len(words), 0])) :]
+    assert tc.read_u32_keys(sel) == words
+    assert tc.read_overlay(words, port) == (vni, address)
+    assert tc.read_overlay(words, port % 65535 + 1) is None
+    assert tc.read_overlay({**words, 16: (1, 0xFFFFFFFF)}, port) is None  # one more condition: not ours
+
+
+@given(st.integers(1, 130))
+def test_actions_are_changed_thirty_two_at_a_time(count: int) -> None:
+    messages = tc.change_actions([tc.Mirred(3, index=i).encode() for i in range(1, count + 1)])
+    assert len(messages) == -(-count // 32)
+    for m in messages:
+        assert int.from_bytes(m[:4], "little") == len(m)
+    assert sum(m.count(b"mirred\0") for m in messages) == count

@@ -1,0 +1,205 @@
+"""What the ways to run a slot's daemons share: finding, asking and ending them. Whatever started a daemon, this works."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from upgrader.adapters import gate
+from upgrader.core.errors import CommandError, HostError
+from upgrader.core.model import Slot, SlotStatus
+
+log = structlog.get_logger(__name__)
+
+NICE = -10  # of ovs-vswitchd, whatever that of who starts it is; what ovs-ctl(8) gives it
+SWITCH, DATABASE = "ovs-vswitchd", "ovsdb-server"
+
+_STOP_S = 10.0  # a daemon may take for its exit,
+_KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
+
+
+def slot_env(slot: Slot) -> dict[str, str]:
+    """Environment that points every OVS program at the slot: OVS_RUNDIR and its kin (ovs-appctl(8))."""
+    d = str(slot.rundir)
+    return {"OVS_RUNDIR": d, "OVS_LOGDIR": d, "OVS_DBDIR": d, "OVS_SYSCONFDIR": d, **dict(slot.env)}
+
+
+def live_pid(pidfile: Path, program: str) -> int | None:
+    """Pid in `pidfile` when that process lives and is `program` (a pid may have been given out anew)."""
+    try:
+        pid = int(pidfile.read_text().strip())
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, ValueError):
+        return None
+    return pid if comm == program[:15] and state not in ("Z", "X") else None
+
+
+def control_socket(slot: Slot, program: str) -> Path:
+    """Where the daemon takes commands (unixctl): at the slot's path, or as OVS names it by itself, with the pid."""
+    own, pidfile = (
+        (slot.vswitchd_ctl, slot.vswitchd_pidfile) if program == SWITCH else (slot.ovsdb_ctl, slot.ovsdb_pidfile)
+    )
+    with_pid = slot.rundir / f"{program}.{live_pid(pidfile, program)}.ctl"
+    return with_pid if with_pid.exists() else own
+
+
+def started_with(pid: int, argument: str) -> bool:
+    """Whether a process has this argument on its command line; False when it cannot be read."""
+    try:
+        return os.fsencode(argument) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+class SlotControl:
+    """Looks at the daemons of slots, asks them, and ends them."""
+
+    def status(self, slot: Slot) -> SlotStatus:
+        """What runs now, by the pid files; starts no process and never raises."""
+        return SlotStatus(live_pid(slot.vswitchd_pidfile, SWITCH), live_pid(slot.ovsdb_pidfile, DATABASE))
+
+    def running_version(self, slot: Slot) -> str | None:
+        """Version of the vswitchd that runs, None where none does or it does not answer."""
+        if live_pid(slot.vswitchd_pidfile, SWITCH) is None:
+            return None
+        try:
+            return self.appctl(slot, "version").split("\n")[0].split()[-1]
+        except CommandError:
+            return None
+
+    def installed_version(self, slot: Slot) -> str | None:
+        """Version of the slot's binaries, None where they are not installed or do not start."""
+        try:
+            out = gate.run([str(slot.prefix / "sbin/ovs-vswitchd"), "--version"], env=slot_env(slot)).stdout
+        except CommandError:
+            return None
+        found = re.search(r"\(Open vSwitch\) (\S+)", out)
+        return found.group(1) if found else None
+
+    def appctl(self, slot: Slot, *command: str, timeout_s: float = 10.0) -> str:
+        """Run one ovs-appctl command against the slot's vswitchd and return what it prints."""
+        return gate.run(
+            [
+                str(slot.prefix / "bin/ovs-appctl"),
+                f"--timeout={int(timeout_s)}",
+                "-t",
+                str(control_socket(slot, SWITCH)),
+                *command,
+            ],
+            env=slot_env(slot),
+            timeout_s=timeout_s + 2,
+        ).stdout
+
+    def polled_queues(self, slot: Slot) -> dict[str, int]:
+        """Receive queues by port that a PMD thread polls and the peer has enabled (`dpif-netdev/pmd-rxq-show`)."""
+        queues: dict[str, int] = {}
+        for line in self.appctl(slot, "dpif-netdev/pmd-rxq-show").splitlines():
+            if found := re.search(r"port:\s+(\S+)\s+queue-id:\s+\d+\s+\(enabled\)", line):
+                queues[found[1]] = queues.get(found[1], 0) + 1
+        return queues
+
+    def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
+        """By DPDK's log level for them (`dpdk/log-set`, ovs-vswitchd(8)); warnings are written either way."""
+        self.appctl(slot, "dpdk/log-set", f"lib.vhost.config:{'info' if on else 'notice'}")
+
+    def stop(self, slot: Slot) -> None:
+        """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent."""
+        self.stop_switch(slot)
+        _stop(slot, slot.ovsdb_pidfile, DATABASE)
+
+    def stop_switch(self, slot: Slot) -> None:
+        """End ovs-vswitchd alone; the database goes on. Idempotent."""
+        _stop(slot, slot.vswitchd_pidfile, SWITCH)
+
+    def kill_switch(self, slot: Slot) -> None:
+        """SIGKILL the slot's vswitchd and wait until it is gone. For a switch that hangs or must not act again."""
+        pid = live_pid(slot.vswitchd_pidfile, SWITCH)
+        if pid is not None:
+            _end(pid, 0.0)
+
+
+def prepare_database(slot: Slot, image: Path | None) -> None:
+    """Make the slot's folders and database file: from `image` (moved in place), else what is there, else an empty one.
+
+    Raises HostError when the slot has an ovsdb-server already.
+    """
+    if pid := live_pid(slot.ovsdb_pidfile, DATABASE):
+        raise HostError(
+            "SLOT_BUSY",
+            f"an ovsdb-server (pid {pid}) already runs in slot {slot.name}",
+            state="nothing was changed",
+            next=f"look at it: OVS_RUNDIR={slot.rundir} ovs-vsctl show",
+        )
+    slot.rundir.mkdir(parents=True, exist_ok=True, mode=0o755)
+    slot.vhost_dir.mkdir(exist_ok=True, mode=0o700)
+    slot.vhost_dir.chmod(0o700)
+    if image:
+        image.replace(slot.db_file)
+    elif not slot.db_file.exists():
+        schema = slot.prefix / "share/openvswitch/vswitch.ovsschema"
+        gate.run([str(slot.prefix / "bin/ovsdb-tool"), "create", str(slot.db_file), str(schema)])
+
+
+def require_started(slot: Slot, program: str) -> int:
+    """Pid of a daemon that has just been started. Raises HostError when it has ended."""
+    pidfile = slot.vswitchd_pidfile if program == SWITCH else slot.ovsdb_pidfile
+    pid = live_pid(pidfile, program)
+    if pid is None:
+        raise HostError(
+            "SLOT_START_FAILED",
+            f"{program} of slot {slot.name} ended right after its start",
+            state=f"slot {slot.name} is down, the other slot was not touched",
+            next=f"tail {slot.rundir / program}.log",
+        )
+    if program == SWITCH:
+        with suppress(OSError):  # sched(7): where sessions are scheduled as groups, a nice value counts within its own
+            Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
+    return pid
+
+
+def _stop(slot: Slot, pidfile: Path, program: str) -> None:
+    """End one daemon and wait until it has gone.
+
+    A daemon of this slot is told to exit, and killed when it does not listen. One that was adopted is killed at once:
+    in the end it would unlink the pid file and sockets it was started with, and those names are another's by now.
+    """
+    pid = live_pid(pidfile, program)
+    if pid is None:
+        return
+    if not started_with(pid, f"--pidfile={pidfile}"):
+        _end(pid, 0.0)
+        return
+    ctl = control_socket(slot, program)
+    argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
+    gate.run(argv, env=slot_env(slot), check=False)
+    _end(pid, _STOP_S)
+
+
+def _end(pid: int, grace_s: float) -> None:
+    """Wait for a process to end; kill it after `grace_s`, and wait until it is gone (pidfd_open(2))."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if select.select([handle], [], [], grace_s)[0]:
+            return
+        log.info("killing", pid=pid)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not select.select([handle], [], [], _KILL_S)[0]:
+            raise HostError(
+                "PROCESS_STAYS",
+                f"process {pid} was killed and is not gone after {_KILL_S:g} s (unmapping much memory takes long)",
+                state="it serves nobody any more",
+                next=f"tail --pid={pid} -f /dev/null   (returns when it is gone), then the same command again",
+            )
+    finally:
+        os.close(handle)

@@ -1,0 +1,459 @@
+"""The verbs of `upgrade`, and the short way. What reads a host or its journal is done here; what changes it, by the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, of
+from upgrader.core.errors import BlockedError, Exit, UsageError
+from upgrader.core.lifecycle import RunState
+from upgrader.core.model import SlotName
+from upgrader.terminal import consoles
+
+if TYPE_CHECKING:
+    from upgrader.adapters.journal import SqliteJournal
+    from upgrader.config import Config
+    from upgrader.core.journal import RunView
+    from upgrader.core.model import HostFacts
+    from upgrader.core.plan import Plan
+    from upgrader.daemon.client import Client
+
+# What follows is imported late: --help, and `status`, need neither libvirt nor pyroute2, which take half a second.
+# ruff: noqa: PLC0415
+
+
+def upgrade(
+    options: Globals,
+    *,
+    dry_run: bool,
+    yes: bool,
+    restore: SlotName | None,
+    keep_old: bool | None,
+    on_failure: str | None,
+    as_json: bool,
+) -> int:
+    """Check, plan, ask, run, report: what `upgrade --host` does. Returns the exit code."""
+    from upgrader.cli import render
+
+    out, err = consoles()
+    _require_root()
+    facts, plan = _plan(options, restore, keep_old, on_failure)
+    render.show_owners(err, facts)
+    render.show_findings(err, plan.findings)
+    if dry_run:
+        if as_json:
+            _print_plan(plan)
+        elif not plan.blocking:
+            render.show_plan(out, plan)
+        _require_unblocked(plan)
+        return Exit.DONE
+    _require_unblocked(plan)
+    render.show_plan(err, plan)
+    if not yes:
+        _ask(f"Move every VM from slot {plan.source} to slot {plan.target}?")
+    return _carry_out(options, plan, as_json=as_json)
+
+
+def check(context: typer.Context, as_json: Json = False) -> None:
+    """Findings: what stands against an upgrade of this host, and what to do about it. Changes nothing."""
+    from dataclasses import asdict
+
+    from upgrader.cli import render
+
+    _require_root()
+    facts, plan = _plan(of(context))
+    out, err = consoles()
+    if as_json:
+        _print({"kind": "findings", "blocked": bool(plan.blocking), "findings": [asdict(f) for f in plan.findings]})
+    else:
+        render.show_owners(out, facts)
+        render.show_findings(out, plan.findings)
+        if not plan.findings:
+            err.print("nothing stands against an upgrade")
+    raise typer.Exit(Exit.BLOCKED if plan.blocking else Exit.DONE)
+
+
+def plan(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Option("--out", help="Write the plan to this file, for `upgrade run`.")] = None,
+    detailed: Annotated[
+        bool, typer.Option("--detailed-exitcode", help="Exit with 10 where the plan has something to do.")
+    ] = False,
+    keep_old: KeepOld = None,
+    on_failure: OnFailure = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would do, step by step. Changes nothing."""
+    from upgrader.adapters.journal import plan_to_json
+    from upgrader.cli import render
+
+    _require_root()
+    out, err = consoles()
+    facts, made = _plan(of(context), None, keep_old, on_failure)
+    render.show_owners(err, facts)
+    render.show_findings(err, made.findings)
+    if as_json:
+        _print_plan(made)
+    elif not made.blocking:
+        render.show_plan(out, made)
+    _require_unblocked(made)
+    if file is not None:
+        _write(file, plan_to_json(made) + "\n")
+        err.print(f"next: {of(context).command(f'upgrade run {file}')}")
+    raise typer.Exit(Exit.CHANGES if detailed and made.steps else Exit.DONE)
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A plan that `upgrade plan --out` wrote.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Carry a plan out, if the host is still as it was when the plan was made."""
+    from upgrader.adapters.journal import plan_from_json
+    from upgrader.cli import render
+
+    _require_root()
+    try:
+        made = plan_from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "PLAN_UNREADABLE",
+            f"{file} is no plan: {str(error).splitlines()[0]}",
+            state="nothing was changed",
+            next=f"upgrade plan --out {file}",
+        ) from error
+    render.show_plan(consoles()[1], made)
+    if not yes:
+        _ask(f"Move every VM from slot {made.source} to slot {made.target}?")
+    raise typer.Exit(_carry_out(of(context), made, as_json=as_json))
+
+
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run that is carried out has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The latest run, by its journal: how far it is, who serves whom, what to type next."""
+    from dataclasses import asdict
+
+    from upgrader.cli import render
+    from upgrader.cli.follow import follow
+    from upgrader.core.journal import recorded
+    from upgrader.core.report import report
+    from upgrader.engine.lock import holder
+
+    settings, journal = _journal(of(context))
+    view = journal.latest()
+    out, err = consoles()
+    if watch and view is not None:
+        view = follow(journal, view.heading.run_id, err, alive=lambda: holder(settings.host.lock) is not None)
+    facts = recorded(view) if view else None
+    pid = holder(settings.host.lock)
+    told = report(view) if view else None
+    if as_json:
+        _print(
+            {
+                "kind": "status",
+                "coordinator_pid": pid,
+                "run": told.to_json() if told else None,
+                "vms": {vm: str(state) for vm, state in view.vms().items()} if view else {},
+                "facts": asdict(facts) if facts else None,
+            }
+        )
+    else:
+        render.show_status(out, view, facts, told, pid)
+
+
+def pause(context: typer.Context) -> None:
+    """Stop the run after the step in hand; `upgrade resume` goes on."""
+    raise typer.Exit(_request(of(context), "pause", {RunState.PAUSED}))
+
+
+def abort(
+    context: typer.Context,
+    stay: Annotated[bool, typer.Option("--stay/--back", help="Leave every VM where it is, or take it back.")] = False,
+) -> None:
+    """Stop the run after the step in hand, and take it back (or, with --stay, leave it half-way)."""
+    wanted = RunState.HALTED if stay else RunState.RESTORED
+    raise typer.Exit(_request(of(context), "stay" if stay else "back", {wanted}))
+
+
+def resume(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None:
+    """Go on with a run that was paused, has stopped, or whose coordinator died."""
+    raise typer.Exit(_again(of(context), "resume", "Go on with the run?", yes=yes, as_json=as_json))
+
+
+def rollback(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None:
+    """Take the latest run back: also one that is done, as long as its old switch is kept."""
+    raise typer.Exit(_again(of(context), "rollback", "Take the run back?", yes=yes, as_json=as_json))
+
+
+def history(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs, the newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """The runs of this host."""
+    from dataclasses import asdict
+
+    from upgrader.cli import render
+
+    runs = _journal(of(context))[1].headings(limit)
+    if as_json:
+        shown = [{**asdict(h), "steps": len(h.steps), "state": str(s), "changed_at_ns": at} for h, s, at in runs]
+        _print({"kind": "history", "runs": shown})
+    else:
+        render.show_history(consoles()[0], runs)
+
+
+def report(
+    context: typer.Context,
+    run_id: Annotated[int | None, typer.Argument(metavar="[RUN]", help="Its number (default: the latest).")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a run came to, and what each VM's hand-over took."""
+    from upgrader.cli import render
+    from upgrader.core.report import report as report_of
+
+    journal = _journal(of(context))[1]
+    view = journal.latest() if run_id is None else journal.view(run_id)
+    if view is None:
+        raise UsageError(
+            "NO_SUCH_RUN",
+            "no run is recorded on this host" if run_id is None else f"there is no run {run_id}",
+            state="nothing was changed",
+            next="upgrade history",
+        )
+    told = report_of(view)
+    if as_json:
+        sys.stdout.write(json.dumps(told.to_json(), indent=2) + "\n")
+    else:
+        render.show_report(consoles()[0], told)
+
+
+config_app = typer.Typer(name="config", help="The configuration as it is read.", no_args_is_help=True)
+
+
+@config_app.command("show")
+def config_show(context: typer.Context) -> None:
+    """Every key with the value that counts, defaults too, as JSON."""
+    _print({"kind": "config", "config": _settings(of(context)).model_dump(mode="json")})
+
+
+@config_app.command("validate")
+def config_validate(context: typer.Context) -> None:
+    """Whether the configuration can be used; what is wrong with it, by file and key."""
+    from upgrader.config import config_path
+
+    _settings(of(context))
+    consoles()[0].print(f"{config_path(of(context).config)} is valid")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Mount the verbs in the order in which a person meets them."""
+    for verb in (check, plan, run, status, pause, resume, abort, rollback, history, report):
+        app.command()(verb)
+    app.add_typer(config_app)
+
+
+def _plan(
+    options: Globals, restore: SlotName | None = None, keep_old: bool | None = None, on_failure: str | None = None
+) -> tuple[HostFacts, Plan]:
+    """Made here, not by the daemon: it only reads."""
+    from upgrader import wiring
+    from upgrader.core.plan import ON_FAILURE
+    from upgrader.engine.coordinator import make_plan, with_policy
+
+    chosen = next((word for word in ON_FAILURE if word == on_failure), None)
+    if on_failure is not None and chosen is None:
+        raise UsageError(
+            "NO_SUCH_POLICY",
+            f"--on-failure takes {', '.join(ON_FAILURE)}, not {on_failure}",
+            state="nothing was changed",
+            next="the same command with one of them",
+        )
+    setup = wiring.setup(_settings(options))
+    return make_plan(setup, restore, with_policy(setup.policy, on_failure=chosen, keep_old=keep_old))
+
+
+def _require_unblocked(made: Plan) -> None:
+    if made.blocking:
+        raise BlockedError(
+            "BLOCKED",
+            f"{len(made.blocking)} findings forbid the run: {', '.join(f.code for f in made.blocking)}",
+            state="nothing was changed",
+            next="see `next` of each finding above",
+        )
+
+
+def _carry_out(options: Globals, made: Plan, *, as_json: bool) -> int:
+    from upgrader.adapters.journal import plan_to_json
+
+    with _daemon(options) as client:
+        started = client.call("run", plan=plan_to_json(made), config=str(_path(options)))
+        return _follow(options, client, started, as_json=as_json, on_failure=made.policy.on_failure)
+
+
+def _again(options: Globals, method: str, question: str, *, yes: bool, as_json: bool) -> int:
+    """Resume, or roll back."""
+    _require_root()
+    if not yes and sys.stdin.isatty():
+        _ask(question)
+    with _daemon(options) as client:
+        started = client.call(method)
+        return _follow(options, client, started, as_json=as_json, back=method == "rollback")
+
+
+def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
+    """Ask the run that runs to stop, and wait until it has. Returns 0 where it stopped as it was asked to."""
+    from upgrader.cli.follow import follow
+    from upgrader.cli.render import show_report
+    from upgrader.core.report import report as report_of
+    from upgrader.daemon.client import connect
+
+    _require_root()
+    settings, journal = _journal(options)
+    client = connect(settings.host.socket)
+    if client is None:
+        raise UsageError("NO_RUN", "no run is being carried out", state="nothing was changed", next="upgrade status")
+    with client:
+        started = client.call("ask", request=request)
+        out, err = consoles()
+        view = follow(journal, started["run_id"], err, seen=started["events"], alive=client.alive)
+    show_report(out, report_of(view))
+    return Exit.DONE if view.state in wanted else _exit_code(view)
+
+
+def _follow(
+    options: Globals,
+    client: Client,
+    started: dict[str, Any],
+    *,
+    as_json: bool,
+    on_failure: str = "",
+    back: bool = False,
+) -> int:
+    """Watch the run to its end, report it, and return the exit code."""
+    from dataclasses import replace
+
+    from upgrader.cli import render
+    from upgrader.cli.follow import follow
+    from upgrader.core.report import report as report_of
+
+    out, err = consoles()
+    _, journal = _journal(options)
+
+    def interrupted() -> None:
+        client.call("ask", request="back")
+        err.print("\nstopping after the step in hand; what was done is undone then")
+
+    seen = started["events"]
+    while True:
+        view = follow(
+            journal, started["run_id"], err, seen=seen, alive=client.alive, on_interrupt=None if back else interrupted
+        )
+        answer = "leave"
+        if view.state is RunState.HALTED and on_failure == "ask" and sys.stdin.isatty():
+            render.show_report(err, report_of(view))
+            answer = typer.prompt("resume, rollback, or leave it as it is?", default="leave", err=True)
+        if answer not in ("resume", "rollback"):
+            break
+        seen = client.call(answer)["events"]
+    told = report_of(view)
+    told = replace(told, next=options.command(told.next) if told.next else None)
+    if as_json:
+        sys.stdout.write(json.dumps(told.to_json(), indent=2) + "\n")
+    render.show_report(err if as_json else out, told)
+    if back and view.state is RunState.RESTORED:
+        return Exit.DONE
+    return _exit_code(view)
+
+
+def _exit_code(view: RunView) -> int:
+    asked = view.reason == "ASKED"
+    if view.state is RunState.DONE:
+        return Exit.OPERATOR if view.reason else Exit.DONE
+    if view.state is RunState.RESTORED:
+        return Exit.STOPPED if asked else Exit.RESTORED
+    if view.state in (RunState.PAUSED, RunState.HALTED) and asked:
+        return Exit.STOPPED
+    return Exit.OPERATOR
+
+
+def _daemon(options: Globals) -> Client:
+    from upgrader.daemon.client import ensure
+
+    return ensure(_settings(options).host.socket, _path(options))
+
+
+def _journal(options: Globals) -> tuple[Config, SqliteJournal]:
+    from upgrader.adapters.journal import SqliteJournal
+
+    settings = _settings(options)
+    return settings, SqliteJournal(settings.host.journal, read_only=True)
+
+
+def _settings(options: Globals) -> Config:
+    from upgrader.config import load
+
+    return load(_path(options))
+
+
+def _path(options: Globals) -> Path:
+    from upgrader.config import config_path
+
+    return config_path(options.config).absolute()
+
+
+def _print(data: dict[str, Any]) -> None:
+    from upgrader.core.report import SCHEMA_VERSION
+
+    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=2) + "\n")
+
+
+def _print_plan(made: Plan) -> None:
+    from upgrader.core.report import plan_json
+
+    sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            "FILE_UNWRITABLE",
+            f"{file}: {error.strerror}",
+            state="nothing was changed",
+            next="the same with another --out",
+        ) from error
+
+
+def _ask(question: str) -> None:
+    """Ask on a terminal; without one the answer has to be on the command line."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "NOT_CONFIRMED",
+            "there is no terminal to ask on",
+            state="nothing was changed",
+            next="the same command with --yes",
+        )
+    if not typer.confirm(question, err=True):
+        raise UsageError("NOT_CONFIRMED", "not confirmed", state="nothing was changed", next="the same command again")
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise UsageError(
+            "NOT_ROOT",
+            "starting switches, steering and QEMU's monitor need root",
+            state="nothing was changed",
+            next="the same command with sudo",
+        )

@@ -1,0 +1,140 @@
+"""Netlink messages of tc as bytes, built beforehand, so that turning a rule is one system call. Pure.
+
+Layouts: linux/netlink.h, rtnetlink.h, pkt_cls.h, tc_act/tc_mirred.h. Numbers are in the machine's order, except those
+that are compared with a packet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+ETH_P_IP = 0x0800
+NEW_FILTER, DEL_FILTER, NEW_ACTION = 44, 45, 48  # RTM_*
+REQUEST, ACK, REPLACE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x100, 0x200, 0x400  # NLM_F_*
+_HEADER = struct.Struct("=IHHII")
+_TCMSG = struct.Struct("=BxxxiIII")
+_KIND, _OPTIONS = 1, 2  # the same numbers for TCA_ and for TCA_ACT_
+_U32_SEL, _U32_ACT = 5, 7
+_MIRRED_PARMS = 2
+_ACT_TAB = 1
+_PIPE, _STOLEN = 3, 4  # TC_ACT_*: go on to the next action; the packet is gone
+_REDIRECT, _MIRROR = 1, 2  # TCA_EGRESS_*
+_ACTIONS_A_MESSAGE = 32  # TCA_ACT_MAX_PRIO
+
+_OFF_FIRST, _OFF_FRAGMENT, _OFF_PROTOCOL, _OFF_PORTS, _OFF_VNI, _OFF_INNER_MAC = 0, 4, 8, 20, 32, 36
+
+# words a filter compares, by offset into the IP header: (value, mask), 32 bits each
+Words = Mapping[int, tuple[int, int]]
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """`struct nlattr` and its payload, padded to 4 bytes."""
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    """`struct nlmsghdr` and its body; the sender fills in the sequence number."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
+
+
+@dataclass(frozen=True, slots=True)
+class Mirred:
+    """One mirred action: to a netdev, as a copy (the packet goes on to the next action) or for good.
+
+    index   an action that is there is meant; 0: a new one
+    """
+
+    ifindex: int
+    copy: bool = False
+    index: int = 0
+
+    def encode(self) -> bytes:
+        """TCA_ACT_KIND and TCA_ACT_OPTIONS with `struct tc_mirred`."""
+        control, how = (_PIPE, _MIRROR) if self.copy else (_STOLEN, _REDIRECT)
+        parms = struct.pack("=IIiiiiI", self.index, 0, control, 0, 0, how, self.ifindex)
+        return attribute(_KIND, b"mirred\0") + attribute(_OPTIONS, attribute(_MIRRED_PARMS, parms))
+
+
+def deliver(ifindexes: Sequence[int]) -> tuple[Mirred, ...]:
+    """The actions that give a packet to each of these netdevs."""
+    *copies, last = ifindexes
+    return (*(Mirred(i, copy=True) for i in copies), Mirred(last))
+
+
+def change_actions(encoded: Sequence[bytes]) -> list[bytes]:
+    """RTM_NEWACTION messages that change actions (`Mirred.encode`, each with its index), up to 32 a message.
+
+    The kernel swaps the netdev of a mirred in one step, so a packet goes to the old one or to the new one.
+    """
+    messages = []
+    for start in range(0, len(encoded), _ACTIONS_A_MESSAGE):
+        table = b"".join(attribute(n, a) for n, a in enumerate(encoded[start : start + _ACTIONS_A_MESSAGE], 1))
+        messages.append(message(NEW_ACTION, REQUEST | ACK | REPLACE | CREATE, bytes(4) + attribute(_ACT_TAB, table)))
+    return messages
+
+
+def filter_message(
+    kind: int, flags: int, *, ifindex: int, parent: int, prio: int, handle: int, classifier: str, options: bytes = b""
+) -> bytes:
+    """RTM_NEWTFILTER or RTM_DELTFILTER of a filter on IPv4 packets."""
+    info = prio << 16 | int.from_bytes(struct.pack(">H", ETH_P_IP), "little")
+    attributes = attribute(_KIND, classifier.encode() + b"\0")
+    if options:
+        attributes += attribute(_OPTIONS, options)
+    return message(kind, REQUEST | ACK | flags, _TCMSG.pack(0, ifindex, handle, parent, info) + attributes)
+
+
+def action_list(actions: Iterable[Mirred]) -> bytes:
+    """The payload of TCA_U32_ACT, TCA_FLOWER_ACT and their like."""
+    return b"".join(attribute(n, a.encode()) for n, a in enumerate(actions, 1))
+
+
+def overlay_words(vxlan_port: int, vni: int | None = None, mac: str | None = None) -> dict[int, tuple[int, int]]:
+    """What a u32 filter compares to take the overlay (VXLAN in IPv4 without options), or one VM's part of it.
+
+    Offsets are those of IPv4 (RFC 791; not a later fragment), UDP (RFC 768) and VXLAN (RFC 7348).
+    """
+    words = {
+        _OFF_FIRST: (0x05000000, 0x0F000000),
+        _OFF_FRAGMENT: (0, 0x00001FFF),
+        _OFF_PROTOCOL: (17 << 16, 0x00FF0000),
+        _OFF_PORTS: (vxlan_port, 0xFFFF),
+    }
+    if vni is not None:
+        words[_OFF_VNI] = (vni << 8, 0xFFFFFF00)
+    if mac is not None:
+        address = bytes.fromhex(mac.replace(":", ""))
+        words[_OFF_INNER_MAC] = (int.from_bytes(address[:4], "big"), 0xFFFFFFFF)
+        words[_OFF_INNER_MAC + 4] = (int.from_bytes(address[4:], "big") << 16, 0xFFFF0000)
+    return words
+
+
+def read_overlay(words: Words, vxlan_port: int) -> tuple[int | None, str | None] | None:
+    """VNI and inner MAC of a filter made of `overlay_words`; None for any other filter."""
+    vni = words[_OFF_VNI][0] >> 8 if _OFF_VNI in words else None
+    mac = None
+    if {_OFF_INNER_MAC, _OFF_INNER_MAC + 4} <= words.keys():
+        high, low = words[_OFF_INNER_MAC][0], words[_OFF_INNER_MAC + 4][0] >> 16
+        mac = (high.to_bytes(4, "big") + low.to_bytes(2, "big")).hex(":")
+    return (vni, mac) if words == overlay_words(vxlan_port, vni, mac) else None
+
+
+def u32_options(words: Words, actions: Iterable[Mirred]) -> bytes:
+    """TCA_OPTIONS of a u32 filter: `struct tc_u32_sel`, terminal, with a `struct tc_u32_key` a word, and its actions."""
+    keys = b"".join(
+        struct.pack(">II", mask, value) + struct.pack("=ii", off, 0) for off, (value, mask) in words.items()
+    )
+    sel = struct.pack("=BBBxHHhhI", 1, 0, len(words), 0, 0, 0, 0, 0) + keys
+    return attribute(_U32_ACT, action_list(actions)) + attribute(_U32_SEL, sel)
+
+
+def read_u32_keys(sel: bytes) -> dict[int, tuple[int, int]]:
+    """The words of a u32 filter, from the payload of TCA_U32_SEL."""
+    count = sel[2]
+    return {
+        struct.unpack_from("=i", sel, 24 + 16 * i)[0]: (value, mask)
+        for i in range(count)
+        for mask, value in (struct.unpack_from(">II", sel, 16 + 16 * i),)
+    }

@@ -1,0 +1,253 @@
+"""The daemon's side: requests from root, a thread each; one run at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socketserver
+import threading
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+import structlog
+
+from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
+from upgrader.core.journal import Event, RunView
+from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
+from upgrader.engine.control import Control, Request
+from upgrader.engine.coordinator import Coordinator
+from upgrader.engine.run import Engine
+
+log = structlog.get_logger(__name__)
+
+
+class Started(TypedDict):
+    """Which run, and how many events its journal had when it was asked for."""
+
+    run_id: int
+    events: int
+
+
+class Runner:
+    """Carries out one run at a time; asked by any thread."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._control = Control()
+        self._engine: Engine | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, plan_json: str) -> Started:
+        """A new run of the plan; it goes on in its own thread. Returns its id and how many events it had before."""
+        from upgrader.adapters.journal import plan_from_json  # noqa: PLC0415 - pydantic
+
+        try:
+            plan = plan_from_json(plan_json)
+        except ValueError as error:
+            raise UsageError(
+                "PLAN_UNREADABLE",
+                f"that is no plan: {error}",
+                state="nothing was changed",
+                next="upgrade plan --out FILE",
+            ) from error
+        with self._free():
+            return self._start(self._coordinator.begin(plan, self._control, _log_event), back=False)
+
+    def resume(self) -> Started:
+        with self._free():
+            return self._start(self._coordinator.resume(self._control, _log_event), back=False)
+
+    def rollback(self) -> Started:
+        """Take the latest run back: ask the one that runs to turn round, or begin with one that stopped or is done."""
+        with self._lock:
+            if self.busy:
+                self._control.ask(Request.BACK)
+                return self._now()
+        with self._free():
+            return self._start(self._coordinator.rollback(self._control, _log_event), back=True)
+
+    def ask(self, request: Request) -> Started:
+        """Pause or abort the run that runs. Raises UsageError where none does."""
+        with self._lock:
+            if not self.busy:
+                raise UsageError(
+                    "NO_RUN", "no run is being carried out", state="nothing was changed", next="upgrade status"
+                )
+            self._control.ask(request)
+            return self._now()
+
+    def keep(self) -> None:
+        """Keep right what has to be between runs; nothing while one is on, and none begins meanwhile."""
+        with self._lock:
+            if not self.busy:
+                try:
+                    self._coordinator.keep()
+                except UpgradeError as error:
+                    log.warning("could not be kept right", error=str(error))
+
+    def join(self, timeout_s: float | None = None) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    @contextlib.contextmanager
+    def _free(self) -> Any:
+        with self._lock:
+            if self.busy:
+                raise LockedError(
+                    "RUN_BUSY",
+                    f"run {self._now()['run_id']} is being carried out",
+                    state="this command changed nothing",
+                    next="upgrade status --watch",
+                )
+            self._control = Control()
+            yield
+
+    def _start(self, engine: Engine, *, back: bool) -> Started:
+        self._engine = engine
+        started = self._now()
+        self._thread = threading.Thread(target=self._carry_out, args=(engine, back), name="run", daemon=True)
+        self._thread.start()
+        return started
+
+    def _now(self) -> Started:
+        view = self._engine.view if self._engine else None
+        return {"run_id": view.heading.run_id if view else 0, "events": len(view.events) if view else 0}
+
+    def _carry_out(self, engine: Engine, back: bool) -> None:
+        structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)
+        try:
+            view = engine.back() if back else engine.forward()
+            log.info("run ended", state=str(view.state), reason=view.reason)
+        except UpgradeError as error:  # superseded, or the journal cannot be written: the run stands where it stood
+            log.error("run stopped", error=str(error))
+        except Exception:
+            log.exception("run stopped by a fault of ours")
+
+
+def _log_event(_view: RunView, event: Event) -> None:
+    log.info(
+        "event", kind=str(event.kind), number=event.step, **{k: v for k, v in event.data.items() if k in ("to", "code")}
+    )
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Listens on a socket of mode 0600. `last_used`: when a client was there last, CLOCK_MONOTONIC, seconds."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, config: Path, coordinator: Coordinator) -> None:
+        self.runner = Runner(coordinator)
+        self.path = path
+        self._config = config
+        self._door = threading.Lock()
+        self._closing = False
+        self.clients = 0
+        self.last_used = time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        path.unlink(missing_ok=True)  # whoever holds the host's lock is the only one that may listen here
+        mask = os.umask(0o177)
+        try:
+            super().__init__(str(path), _Handler)
+        finally:
+            os.umask(mask)
+
+    def require_config(self, given: str) -> None:
+        """Refuse a plan that was made by another configuration than ours."""
+        if Path(given) != self._config:
+            raise UsageError(
+                "CONFIG_DIFFERS",
+                f"the coordinator of this host reads {self._config}, not {given}",
+                state="nothing was changed",
+                next=f"upgrade --config {self._config} --host localhost",
+            )
+
+    def enter(self) -> bool:
+        """Count a client in, unless we are about to end: then it starts another daemon."""
+        with self._door:
+            if self._closing:
+                return False
+            self.clients += 1
+            return True
+
+    def leave(self) -> None:
+        with self._door:
+            self.clients -= 1
+            self.last_used = time.monotonic()
+
+    def close_if_idle(self, linger_s: float) -> bool:
+        """Let nobody in any more, if nobody has been here for so long."""
+        with self._door:
+            self._closing = self.idle_s > linger_s
+            return self._closing
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.path.unlink(missing_ok=True)
+
+    @property
+    def idle_s(self) -> float:
+        """For how long there has been no client and no run."""
+        if self.clients or self.runner.busy:
+            self.last_used = time.monotonic()
+        return time.monotonic() - self.last_used
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: Server
+
+    def handle(self) -> None:
+        if not self.server.enter():
+            return
+        try:
+            uid = peer_uid(self.connection)
+            if uid not in (0, os.geteuid()):
+                log.warning("a client was turned away", uid=uid)
+                return
+            while True:
+                try:
+                    message = read(self.rfile)
+                    if message is None:
+                        return
+                    answer = {"result": self._answer(str(message.get("method")), message.get("params") or {})}
+                except UpgradeError as error:
+                    answer = {"error": error_fields(error)}
+                except Exception as error:
+                    log.exception("a request failed")
+                    unexpected = UpgradeError(
+                        "UNEXPECTED",
+                        f"{type(error).__name__}: {error}",
+                        state="a run that is under way goes on",
+                        next="upgrade status; journalctl -u ovs-upgraded",
+                    )
+                    answer = {"error": error_fields(unexpected)}
+                self.wfile.write(encode(answer))
+        except OSError:
+            pass  # the client is gone; what it asked for goes on
+        finally:
+            self.server.leave()
+
+    def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        server = self.server
+        match method:
+            case "ping":
+                return {"pid": os.getpid(), "busy": server.runner.busy}
+            case "run":
+                server.require_config(str(params["config"]))
+                return {**server.runner.begin(str(params["plan"]))}
+            case "resume":
+                return {**server.runner.resume()}
+            case "rollback":
+                return {**server.runner.rollback()}
+            case "ask":
+                return {**server.runner.ask(Request(params["request"]))}
+        error = UpgradeError(
+            "NO_SUCH_METHOD", f"there is no method {method}", state="nothing was changed", next="upgrade --help"
+        )
+        error.exit_code = Exit.USAGE
+        raise error

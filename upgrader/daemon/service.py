@@ -1,0 +1,103 @@
+"""`ovs-upgraded`: the coordinator of one host. Started by systemd, or by the CLI where none runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from upgrader.config import config_path, load
+from upgrader.core.errors import UpgradeError
+from upgrader.daemon.logs import set_up
+from upgrader.daemon.notify import notify, watchdog_s
+from upgrader.daemon.protocol import error_fields
+from upgrader.daemon.server import Server
+from upgrader.engine.control import Request
+from upgrader.engine.lock import host_lock
+from upgrader.wiring import coordinator
+
+log = structlog.get_logger(__name__)
+
+LINGER_S = 5.0  # one that the CLI started stays for so long after its last client
+_KEEP_S = 2.0  # between two looks at what has to be kept right while no run is on
+_LAST_STEP_S = 120.0  # the step in hand may take to end
+
+
+def serve(config: Path, *, linger: bool, tell: int | None) -> None:
+    """Hold the host until a signal, or, with `linger`, until there is nothing to do. Raises UpgradeError at the start."""
+    settings = load(config)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    with host_lock(settings.host.lock):
+        one, journal = coordinator(config)
+        settled = one.start()
+        server = Server(settings.host.socket, config, one)
+        serving = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="serve", daemon=True
+        )
+        serving.start()
+        log.info("ready", socket=str(settings.host.socket), run=settled.heading.run_id if settled else None)
+        _tell(tell, {"ready": True})
+        notify("READY=1")
+        beat_s = watchdog_s()
+        kept = 0.0
+        try:
+            while not stop.wait(min(beat_s or 1.0, 1.0)):
+                if beat_s:
+                    notify("WATCHDOG=1")
+                if time.monotonic() - kept > _KEEP_S:
+                    server.runner.keep()
+                    kept = time.monotonic()
+                if linger and server.close_if_idle(LINGER_S):
+                    break
+        finally:
+            notify("STOPPING=1")
+            server.shutdown()
+            server.server_close()
+            if server.runner.busy:
+                server.runner.ask(Request.PAUSE)
+                server.runner.join(_LAST_STEP_S)
+            journal.close()
+
+
+def _tell(tell: int | None, words: dict[str, object]) -> None:
+    """Say to whoever started us how it went, once."""
+    if tell is not None:
+        os.write(tell, json.dumps(words).encode())
+        os.close(tell)
+
+
+def main() -> None:
+    """Entry point of `ovs-upgraded`."""
+    parser = argparse.ArgumentParser(prog="ovs-upgraded", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, help="configuration (default: $OVS_UPGRADE_CONFIG, /etc/ovs-upgrade/config.toml)"
+    )
+    parser.add_argument("--linger", action="store_true", help="end when there has been nothing to do for a while")
+    parser.add_argument("--verbose", action="store_true", help="log every command that is run")
+    parser.add_argument("--tell", type=int, help=argparse.SUPPRESS)  # a descriptor, for whoever started us
+    options = parser.parse_args()
+    config = config_path(options.config).absolute()
+    listener = None
+    try:
+        listener = set_up(load(config).host.journal.with_suffix(".log"), verbose=options.verbose)
+        serve(config, linger=options.linger, tell=options.tell)
+    except UpgradeError as error:
+        _tell(options.tell, {"error": error_fields(error)})
+        sys.stderr.write(f"error {error}\n  state: {error.state}\n  next:  {error.next}\n")
+        sys.exit(int(error.exit_code))
+    finally:
+        if listener is not None:
+            listener.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What the one writer of a host does: plans, begins runs, goes on with them, takes them back. One at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from upgrader.core import plan as planning
+from upgrader.core.errors import BlockedError, UpgradeError
+from upgrader.core.journal import Event, EventKind, RunView, recorded
+from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
+from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
+from upgrader.core.plan import Plan, Policy, StepKind
+from upgrader.engine.control import Control
+from upgrader.engine.facts import gather
+from upgrader.engine.run import Engine
+from upgrader.ports import Host, Journal, Watcher
+
+log = structlog.get_logger(__name__)
+
+DIED = "COORDINATOR_DIED"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The host as the configuration describes it now."""
+
+    name: str
+    host: Host
+    slots: Mapping[SlotName, Slot]
+    accept: tuple[str, ...]
+    policy: Policy
+    adapter: str
+
+
+class Coordinator:
+    """Stands on a journal that it has claimed. `setup` is called anew for each plan and run, so that the file counts."""
+
+    def __init__(self, setup: Callable[[], Setup], journal: Journal) -> None:
+        self._setup = setup
+        self._journal = journal
+
+    def start(self) -> RunView | None:
+        """Become the one writer, and settle what the last one left: a run in the middle of which it died is halted.
+
+        Nothing is moved by that. What the journal says and what the host says of each VM is logged where they differ.
+        """
+        generation = self._journal.claim()
+        log.info("coordinator", generation=generation)
+        view = self._journal.latest()
+        if view is None or view.state not in (RunState.RUNNING, RunState.UNDOING):
+            return view
+        setup = self._setup()
+        now = setup.host.clock.now_ns()
+        event = Event(EventKind.STATE, now, None, {"to": str(RunState.HALTED), "reason": DIED, **_seen(setup, view)})
+        settled = view.apply(event)
+        self._journal.append(view.heading.run_id, event)
+        return settled
+
+    def keep(self) -> None:
+        """Said now and then while no run is on: the well-known names follow the switch that has them."""
+        self._setup().host.well_known.mend()
+
+    def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
+        """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
+        if plan.blocking:
+            raise BlockedError(
+                "BLOCKED",
+                f"{len(plan.blocking)} findings forbid the run: {', '.join(f.code for f in plan.blocking)}",
+                state="nothing was changed",
+                next="upgrade check   (it says what to do about each)",
+            )
+        latest = self._journal.latest()
+        unfinished = latest is not None and latest.state in UNFINISHED
+        if unfinished and latest and _starts(plan):
+            raise BlockedError(
+                "RUN_UNFINISHED",
+                f"run {latest.heading.run_id} (slot {latest.heading.source} -> {latest.heading.target}) is "
+                f"{latest.state} half-way",
+                state="nothing was changed",
+                next="upgrade resume   (on), or: upgrade rollback   (back)",
+            )
+        restore = None if _starts(plan) else plan.target
+        now = make_plan(self._setup(), restore, plan.policy)[1]
+        if now.id != plan.id:
+            raise BlockedError(
+                "PLAN_STALE",
+                f"the host is not as it was when plan {plan.id} was made (it would be {now.id} now)",
+                state="nothing was changed",
+                next="upgrade plan   (and read it again)",
+            )
+        setup = self._setup()
+        if unfinished and latest:
+            self._supersede(latest, setup.host.clock.now_ns())
+        view = self._journal.begin(plan, setup.host.clock.now_ns())
+        return self._engine(view, plan, setup, control, watch)
+
+    def resume(self, control: Control, watch: Watcher) -> Engine:
+        """The run that stopped half-way, to be carried on by `forward`. Raises BlockedError where there is none."""
+        view = self._journal.latest()
+        if view is None or view.state not in UNFINISHED:
+            raise BlockedError(
+                "NOTHING_TO_RESUME",
+                "no run has stopped half-way" + (f": run {view.heading.run_id} is {view.state}" if view else ""),
+                state="nothing was changed",
+                next="upgrade status",
+            )
+        setup = self._setup()
+        plan = self._journal.plan(view.heading.run_id)
+        self._require_same_standby(view, plan, setup)
+        return self._engine(view, plan, setup, control, watch)
+
+    def rollback(self, control: Control, watch: Watcher) -> Engine:
+        """The latest run, to be taken back: half-way, or done with its old switch kept. Raises BlockedError otherwise."""
+        view = self._journal.latest()
+        setup = self._setup()
+        kept = view is not None and (
+            view.state is RunState.DONE
+            and setup.host.processes.status(setup.slots[view.heading.source]).vswitchd_pid is not None
+        )
+        if view is None or not (kept or view.state in UNFINISHED):
+            what = f"run {view.heading.run_id} is {view.state}" if view else "there has been no run"
+            raise BlockedError(
+                "NOTHING_TO_ROLL_BACK",
+                f"{what}, and no old switch is kept to go back to",
+                state="nothing was changed",
+                next="upgrade --host localhost   (it goes to the other slot by a new run)",
+            )
+        return self._engine(view, self._journal.plan(view.heading.run_id), setup, control, watch)
+
+    def _engine(self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher) -> Engine:
+        return Engine(view, plan, setup.host, setup.slots, self._journal, control, watch)
+
+    def _require_same_standby(self, view: RunView, plan: Plan, setup: Setup) -> None:
+        """What the run prepared in the new switch is gone with that process."""
+        started = next(
+            (s.data.get("pid") for p, s in zip(plan.steps, view.steps, strict=True)
+             if p.kind is StepKind.START_STANDBY and s.state is StepState.DONE),
+            None,
+        )  # fmt: skip
+        runs = setup.host.processes.status(setup.slots[plan.target]).vswitchd_pid
+        if started is not None and runs != started:
+            raise BlockedError(
+                "STANDBY_IS_ANOTHER",
+                f"the switch of slot {plan.target} that this run started (pid {started}) "
+                + ("does not run any more" if runs is None else f"is another one now (pid {runs})"),
+                state="nothing was changed; QEMU serves each VM by a switch that lives",
+                next="upgrade rollback",
+            )
+
+    def _supersede(self, view: RunView, at_ns: int) -> None:
+        event = Event(EventKind.STATE, at_ns, None, {"to": str(RunState.SUPERSEDED), "reason": "RESTORE"})
+        view.apply(event)
+        self._journal.append(view.heading.run_id, event)
+
+
+def make_plan(setup: Setup, restore: SlotName | None, policy: Policy) -> tuple[HostFacts, Plan]:
+    """What a run would do now. Reads the host, changes nothing."""
+    host = setup.host
+    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter)
+    capabilities = host.steering.capabilities()
+    if restore:
+        return facts, planning.restore(facts, capabilities, restore, setup.accept, policy)
+    return facts, planning.upgrade(facts, capabilities, setup.accept, policy)
+
+
+def _starts(plan: Plan) -> bool:
+    return any(s.kind is StepKind.START_STANDBY for s in plan.steps)
+
+
+def _seen(setup: Setup, view: RunView) -> dict[str, object]:
+    """Who serves each VM of the run in QEMU's eyes, for the journal; and a log line where the journal says otherwise."""
+    pids = {n: setup.host.processes.status(s).vswitchd_pid for n, s in setup.slots.items()}
+    try:
+        interfaces = setup.host.hypervisor.vm_interfaces()
+    except UpgradeError as error:
+        log.warning("cannot look at the VMs", error=str(error))
+        return {}
+    by_domain = {vm.domain: vm for vm in interfaces}
+    rings: dict[str, SlotName | None] = {}
+    for label, slot in recorded(view).rings.items():
+        vm = by_domain.get(label.rpartition("/")[0])
+        rings[label] = next((n for n, pid in pids.items() if vm and owned_by(vm.ownership, pid)), None)
+        if rings[label] != slot:
+            log.warning("the journal and QEMU differ", vm=label, journal=slot, qemu=rings[label])
+    return {"rings": rings}
+
+
+def with_policy(policy: Policy, *, on_failure: planning.OnFailure | None, keep_old: bool | None) -> Policy:
+    """The configured policy, but for what the operator said on the command line."""
+    if on_failure is not None:
+        policy = replace(policy, on_failure=on_failure)
+    return replace(policy, keep_old=keep_old) if keep_old is not None else policy
