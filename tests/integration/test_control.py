@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +12,7 @@ from tests.support.openflow_controller import TABLE
 from tests.support.ovsdb_client import KEY
 from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, undo, vsctl
 from tests.support.switch import eventually
+from tests.support.writers import Said, controllers_network
 from upgrader.adapters import gate
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
@@ -29,48 +25,11 @@ PORT = 16653
 SCHEMA = "share/openvswitch/vswitch.ovsschema"
 
 
-class Said:
-    """A process that prints JSON lines, and what it has said so far."""
-
-    def __init__(self, argv: list[str], folder: Path, netns: str | None = None) -> None:
-        self._output = folder / f"{argv[1]}.out"
-        command = [sys.executable, *argv]
-        self._process: subprocess.Popen[bytes] = gate.spawn(command, netns=netns, output=self._output)
-
-    def lines(self, what: str) -> list[dict[str, Any]]:
-        text = self._output.read_text().splitlines()
-        said = [json.loads(line) for line in text if line.startswith("{") and line.endswith("}")]
-        return [line for line in said if line["what"] == what]
-
-    def last(self, what: str) -> int:
-        return max((int(line["which"]) for line in self.lines(what)), default=0)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture(name="network")
 def network_fixture() -> Iterator[Callable[[Slot], str]]:
     """A namespace for a controller, and cables from slots to it; returns how to lay one."""
-    name = f"t{os.getpid()}-ctl"
-    gate.run(["ip", "netns", "add", name])
-    try:
-        for command in ("link add ctlbr type bridge", "link set ctlbr up", "address add 10.99.0.1/24 dev ctlbr"):
-            gate.run(["ip", *command.split()], netns=name)
-
-        def lay(slot: Slot) -> str:
-            end = f"to-{slot.name}"
-            gate.run(["ip", "link", "add", "ctl", "netns", str(slot.netns), "type", "veth", "peer", end, "netns", name])
-            gate.run(["ip", "link", "set", end, "master", "ctlbr", "up"], netns=name)
-            gate.run(["ip", "link", "set", "ctl", "up"], netns=slot.netns)
-            number = 2 if slot.name == "a" else 3
-            gate.run(["ip", "address", "add", f"10.99.0.{number}/24", "dev", "ctl"], netns=slot.netns)
-            return name
-
+    with controllers_network() as lay:
         yield lay
-    finally:
-        gate.run(["ip", "netns", "del", name])
 
 
 @pytest.fixture(name="context")
@@ -212,7 +171,7 @@ def test_once_control_has_moved_the_old_switch_follows(context: Context) -> None
     ofctl(context.target, "add-flow", "br-int", "priority=9,actions=drop")
     vsctl(context.target, "add-port", "br-int", "late", "--", "set", "interface", "late", "type=internal")
     assert replication.sides(context) == (context.target, context.source)
-    replication.keep_up(context)
+    replication.follow(context, *replication.sides(context))
     assert "priority=9 actions=drop" in Ofctl().flows(context.source, "br-int")
     assert vsctl(context.source, "get", "interface", "late", "ofport") == vsctl(
         context.target, "get", "interface", "late", "ofport"
