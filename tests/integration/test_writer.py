@@ -14,6 +14,7 @@ from tests.support.switch import eventually
 from tests.support.writers import CONTROLLER_IP, Said, controllers_network
 from upgrader.adapters import gate
 from upgrader.core import plan as planning
+from upgrader.core.errors import UpgradeError
 from upgrader.core.model import Slot
 from upgrader.core.plan import StepKind
 from upgrader.lab import spec as names
@@ -46,7 +47,7 @@ class Ports(threading.Thread):
                 vsctl(slot, "--if-exists", "del-port", names.BR_INT, name)
                 vsctl(slot, "add-port", names.BR_INT, name, "--", "set", "interface", name, "type=internal")
                 self.changes += 2
-        except Exception as error:
+        except UpgradeError as error:
             self.error = error
 
     def _leader(self) -> Slot | None:
@@ -73,9 +74,9 @@ def test_a_run_under_a_writer_ends_with_both_switches_equal(lab: Lab, tmp_path: 
             active = host.slots[host.active()]
             vsctl(active, "set-controller", names.BR_INT, f"tcp:{CONTROLLER_IP}:{PORT}")
             # OVS deletes a bridge's flows when its first controller comes; the VMs' are put back, as one would
+            add_flows = [str(active.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow15", "--bundle", "add-flows"]
             gate.run(
-                [str(active.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow15", "--bundle", "add-flows"]
-                + [f"unix:{active.rundir}/{names.BR_INT}.mgmt", "-"],
+                [*add_flows, f"unix:{active.rundir}/{names.BR_INT}.mgmt", "-"],
                 stdin=int_flows(lab.spec),
             )
             eventually(lambda: controller.last("taken") > DIFFERENT, "the controller to write")
