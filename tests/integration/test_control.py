@@ -164,6 +164,29 @@ def test_a_controller_that_does_not_reach_the_new_switch_is_said(
         controller.stop()
 
 
+def test_what_is_written_into_the_old_database_after_control_has_moved_is_not_lost(context: Context) -> None:
+    """By clients that found it by its socket, and are sent away a step later; the new one's changes stay as well."""
+    a, b = context.source, context.target
+    carry_out(context, StepKind.REPLICATE)
+    carry_out(context, StepKind.MOVE_CONTROL)
+    vsctl(a, "set", "Bridge", "br-int", "external_ids:late=yes", "--", "set", "Open_vSwitch", ".", "external_ids:x=a")
+    vsctl(a, "add-port", "br-int", "late", "--", "set", "interface", "late", "type=internal")
+    vsctl(b, "set", "Bridge", "br-int", "external_ids:early=yes")
+    vsctl(b, "add-port", "br-int", "other", "--", "set", "interface", "other", "type=internal")
+    for _ in range(2):  # a port that came late has its number by the second
+        replication.follow(context, *replication.sides(context))
+    for slot in (a, b):
+        assert vsctl(slot, "get", "Bridge", "br-int", "external_ids").strip() == "{early=yes, late=yes}"
+        assert vsctl(slot, "get", "Open_vSwitch", ".", "external_ids:x").strip() == "a"
+        assert set(vsctl(slot, "list-ports", "br-int").split()) == {"late", "other"}
+    assert replication.differences(context, b, a) == ()
+    vsctl(b, "del-port", "late")
+    replication.follow(context, *replication.sides(context))
+    assert vsctl(a, "list-ports", "br-int").split() == ["other"]
+    undo(context, StepKind.MOVE_CONTROL)
+    assert vsctl(a, "list-ports", "br-int").split() == ["other"]
+
+
 def test_once_control_has_moved_the_old_switch_follows(context: Context) -> None:
     vsctl(context.source, "set-controller", "br-int", "tcp:10.99.0.1:6653")
     carry_out(context, StepKind.REPLICATE)
