@@ -20,8 +20,9 @@ from pathlib import Path
 
 import structlog
 
-from tests.support.slots import SlotFactory, carry_out, context_of, vsctl
+from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, vsctl
 from upgrader.adapters import gate
+from upgrader.adapters.ofctl import Ofctl
 from upgrader.core.model import Slot
 from upgrader.core.plan import StepKind
 
@@ -39,6 +40,7 @@ class Figures:
     prove_s: float
     follow_idle_s: float
     peak_rss_mib: float
+    mutations_named: int  # of one flow changed on the standby in each round, how many were told, and nothing else
 
     @property
     def ratio(self) -> float:
@@ -67,6 +69,7 @@ def add_ports(slot: Slot, number: int) -> None:
 def measure(flows: int, ports: int, rounds: int, folder: Path) -> Figures:
     """Fresh switches, filled, replicated and proved, several times."""
     times: dict[str, list[float]] = {"ofctl": [], "replicate": [], "prove": [], "idle": []}
+    named = 0
     text = folder / "flows"
     text.write_text("\n".join(flow_lines(flows, ports)) + "\n")
     for number in range(rounds):
@@ -87,10 +90,16 @@ def measure(flows: int, ports: int, rounds: int, folder: Path) -> Figures:
             times["replicate"].append(_timed(lambda c=context: carry_out(c, StepKind.REPLICATE)))  # type: ignore[misc]
             gate.run(["ip", "link", "set", BRIDGE, "up"], netns=b.netns)
             times["prove"].append(_timed(lambda c=context: carry_out(c, StepKind.PROVE)))  # type: ignore[misc]
+            victim = flow_lines(flows, ports)[flows * 2 // 3].partition(" actions=")[0]
+            ofctl(b, "add-flow", BRIDGE, f"{victim},actions=drop")
+            (found, *more) = Ofctl().differences(a, b, BRIDGE, hold=True)
+            named += not more and f"priority={(flows * 2 // 3) % 10 + 10}" in found.what
             times["idle"].append(_timed(lambda c=context: carry_out(c, StepKind.REPLICATE)))  # type: ignore[misc]
     median = {name: round(statistics.median(values), 4) for name, values in times.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figures(flows, ports, median["ofctl"], median["replicate"], median["prove"], median["idle"], round(peak, 1))
+    return Figures(
+        flows, ports, median["ofctl"], median["replicate"], median["prove"], median["idle"], round(peak, 1), named
+    )
 
 
 def _timed(work: Callable[[], object]) -> float:

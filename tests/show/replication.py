@@ -62,6 +62,12 @@ def bench() -> Iterator[Item]:
         f"{_REPLICATE_LIMIT:g} times",
         figures.ratio <= _REPLICATE_LIMIT,
     )
+    yield Item(
+        f"one of {flows} flows changed on the standby, named, and nothing else",
+        f"{figures.mutations_named} of {_ROUNDS}",
+        f"{_ROUNDS} of {_ROUNDS}",
+        figures.mutations_named == _ROUNDS,
+    )
     peak = figures.peak_rss_mib
     yield Item("memory of the coordinator", f"{peak:.0f} MiB", f"{_MEMORY_LIMIT_MIB} MiB", peak < _MEMORY_LIMIT_MIB)
 
