@@ -22,7 +22,7 @@ A = slot("a")
 
 
 def uid(number: int) -> str:
-    return str(uuids.UUID(int=number))
+    return str(uuids.UUID(int=number << 96 | number))
 
 
 def made(ports: int = 2, *, controllers: int = 0, **other: str) -> Tables:
@@ -216,6 +216,19 @@ def changed(draw: st.DrawFn, tables: Tables) -> Tables:
             column = "options" if kind == "option" else "external_ids"
             row[column] = {**replica.words(row, column), "n": str(draw(st.integers()))}
     return result
+
+
+def test_a_port_made_anew_under_its_name_is_told_from_the_one_before() -> None:
+    source = made()
+    target = settled(source, {})
+    told = set()
+    for number in (300, 301):  # a controller at work: the same name, another row each time
+        only(source, BRIDGE, "br0")["ports"] = frozenset({Ref(uid(19)), Ref(uid(200)), Ref(uid(number))})
+        source[PORT] = {u: r for u, r in source[PORT].items() if replica.one(r, "name") != "vhu1"}
+        source[PORT][uid(number)] = _port("vhu1", uid(101))
+        wanted = control.parked(source, replica.standby(source, target, B, ()))
+        told |= {d for d in replica.differences(wanted, target) if d.kind == "bridge"}
+    assert len(told) == 2
 
 
 @settings(deadline=None)

@@ -356,7 +356,8 @@ def _tell(row: Row, tables: Tables) -> str:
     names = {u: _name(t, u, r) for t, rows in tables.items() for u, r in rows.items()}
 
     def text(value: Atom) -> str:
-        return names.get(value, value) if isinstance(value, Ref) else str(value)
+        # a row that was made anew has the name of the one before, and is another one
+        return f"{names.get(value, '?')}/{value[:8]}" if isinstance(value, Ref) else str(value)
 
     parts = []
     for column, value in sorted(row.items()):
