@@ -116,6 +116,18 @@ def _restart_database(slot: Slot, meanwhile: object) -> None:
     SlotProcesses().start_database(slot)
 
 
+def test_what_either_switch_learned_the_other_knows_while_a_host_is_half_moved(context: Context) -> None:
+    a, b = context.source, context.target
+    replication.keep_up(context)
+    SlotProcesses().appctl(a, "tnl/neigh/set", "br-int", "10.9.0.2", "02:00:00:00:00:02")
+    SlotProcesses().appctl(b, "tnl/neigh/set", "br-int", "10.9.0.3", "02:00:00:00:00:03")
+    context.freshness.at_s = None
+    replication.keep_up(context)
+    for slot in (a, b):
+        shown = SlotProcesses().appctl(slot, "tnl/neigh/show")
+        assert [mac in shown for mac in ("02:00:00:00:00:02", "02:00:00:00:00:03")] == [True, True]
+
+
 def test_replication_that_fails_stops_the_run_before_the_next_vm(context: Context) -> None:
     pid = SlotProcesses().status(context.source).ovsdb_pid
     assert pid is not None
@@ -127,6 +139,8 @@ def test_replication_that_fails_stops_the_run_before_the_next_vm(context: Contex
             replication.keep_up(context)
         assert raised.value.code == "REPLICATION_STALE"
         assert "no further VM was moved" in raised.value.state
+        with pytest.raises(StepError):  # nor right after, as if the failed round had been one
+            replication.keep_up(context)
 
     _restart_database(context.source, without_database)
 

@@ -27,7 +27,8 @@ def sides(context: Context) -> tuple[Slot, Slot]:
 def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
     """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
     host = context.host
-    context.freshness.at_s = host.clock.monotonic_s()  # what is written from now on may be missed
+    begun_s = host.clock.monotonic_s()  # what is written from now on may be missed
+    context.freshness.at_s = None  # until it has succeeded
     copied = host.database.sync(leader, follower, _bindings(context, follower))
     bridges = _bridges(context, leader, follower)
     host.resources.copy_addresses(leader, follower, bridges)
@@ -38,6 +39,7 @@ def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True,
             total[what] = total.get(what, 0) + count
     taught = host.openflow.sync_learned(leader, follower, bridges)
     changed |= total | {what: count for what, count in taught.items() if count}
+    context.freshness.at_s = begun_s
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
 
 
@@ -107,7 +109,10 @@ def keep_up(context: Context) -> Data:
         return {}  # one is left: there is nothing to follow, and the step says what that means
     leader, follower = sides(context)
     try:
-        return follow(context, leader, follower, moving=True)
+        changed = follow(context, leader, follower, moving=True)
+        # half moved, each switch sees what the other does not: neighbours and addresses go both ways
+        context.host.openflow.sync_learned(follower, leader, _bridges(context, leader, follower))
+        return changed
     except UpgradeError as error:
         raise StepError(
             "REPLICATION_STALE",
