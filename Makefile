@@ -42,7 +42,7 @@ lint: venv ## ruff, mypy --strict, import contract
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
 unit: venv ## tests that need neither root nor the stack
-	$(PY) -m pytest -q tests/unit
+	$(PY) -m pytest -q tests/unit tests/contract
 
 integration: stack ## tests on the real stack
 	$(PY) -m pytest -q tests/integration

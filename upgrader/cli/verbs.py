@@ -42,7 +42,9 @@ def upgrade(
     from upgrader.cli import render
 
     out, err = consoles()
-    _require_root()
+    _require_root(options)
+    if not dry_run:
+        _require_free(options)
     facts, plan = _plan(options, restore, keep_old, on_failure)
     render.show_owners(err, facts)
     render.show_findings(err, plan.findings)
@@ -66,7 +68,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 
     from upgrader.cli import render
 
-    _require_root()
+    _require_root(of(context))
     facts, plan = _plan(of(context))
     out, err = consoles()
     if as_json:
@@ -93,7 +95,7 @@ def plan(
     from upgrader.adapters.journal import plan_to_json
     from upgrader.cli import render
 
-    _require_root()
+    _require_root(of(context))
     out, err = consoles()
     facts, made = _plan(of(context), None, keep_old, on_failure)
     render.show_owners(err, facts)
@@ -119,7 +121,7 @@ def run(
     from upgrader.adapters.journal import plan_from_json
     from upgrader.cli import render
 
-    _require_root()
+    _require_root(of(context))
     try:
         made = plan_from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -303,7 +305,7 @@ def _carry_out(options: Globals, made: Plan, *, as_json: bool) -> int:
 
 def _again(options: Globals, method: str, question: str, *, yes: bool, as_json: bool) -> int:
     """Resume, or roll back."""
-    _require_root()
+    _require_root(options)
     if not yes and sys.stdin.isatty():
         _ask(question)
     with _daemon(options) as client:
@@ -318,7 +320,7 @@ def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
     from upgrader.core.report import report as report_of
     from upgrader.daemon.client import connect
 
-    _require_root()
+    _require_root(options)
     settings, journal = _journal(options)
     client = connect(settings.host.socket)
     if client is None:
@@ -449,11 +451,37 @@ def _ask(question: str) -> None:
         raise UsageError("NOT_CONFIRMED", "not confirmed", state="nothing was changed", next="the same command again")
 
 
-def _require_root() -> None:
-    if os.geteuid() != 0:
+def _require_root(options: Globals) -> None:
+    """A simulated host is anybody's."""
+    if os.geteuid() != 0 and not _is_simulated(options):
         raise UsageError(
             "NOT_ROOT",
             "starting switches, steering and QEMU's monitor need root",
             state="nothing was changed",
             next="the same command with sudo",
         )
+
+
+def _require_free(options: Globals) -> None:
+    """While a run moves VMs the host looks half-way: what counts is that one is under way, not what a plan finds."""
+    from upgrader.core.errors import LockedError
+    from upgrader.daemon.client import connect
+
+    client = connect(_settings(options).host.socket)
+    if client is None:
+        return
+    with client:
+        if client.call("ping")["busy"]:
+            raise LockedError(
+                "RUN_BUSY",
+                "a run is being carried out",
+                state="this command changed nothing",
+                next="upgrade status --watch",
+            )
+
+
+def _is_simulated(options: Globals) -> bool:
+    try:
+        return _settings(options).simulated is not None
+    except UsageError:
+        return False

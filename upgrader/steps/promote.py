@@ -1,6 +1,6 @@
 """Give the new switch the well-known names, so that tools and clients nobody told where to look end up at it.
 
-The last step that can be taken back: as long as the old switch runs, it gets its names again.
+It can be taken back as long as the old switch runs: that one gets its names again.
 """
 
 from __future__ import annotations
