@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering check-qemu clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication check-qemu clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill re
 
 show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands cost bench kills"
 	$(PY) -m tests.show.coordinator $(PARTS)
+
+show-replication: stack ## all that replication must show; PARTS="equal corpus follow control findings writer bench packet"
+	$(PY) -m tests.show.replication $(PARTS)
 
 show-steering: venv ## all that steering must show; PARTS="contract encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)

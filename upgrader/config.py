@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from upgrader.core.errors import UsageError
+from upgrader.core.finding import Acceptable
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Policy
 
@@ -114,7 +115,7 @@ class PolicyConfig(_Section):
     ready_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="a switch or a standby may take so long to be ready"
     )
-    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = Field(
+    accept: tuple[Acceptable, ...] = Field(
         default=(), description="codes of blocking findings that are accepted on this host"
     )
 
@@ -162,7 +163,9 @@ class Config(_Section):
     nic: NicConfig
     slots: dict[SlotName, SlotConfig]
     policy: PolicyConfig = PolicyConfig()
-    simulated: SimulatedConfig | None = Field(default=None, description="a simulated host in the place of `nic` and `slots`")
+    simulated: SimulatedConfig | None = Field(
+        default=None, description="a simulated host in the place of `nic` and `slots`"
+    )
 
     @model_validator(mode="before")
     @classmethod

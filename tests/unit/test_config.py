@@ -19,6 +19,7 @@ from upgrader.config import (
     HostConfig,
     NicConfig,
     PolicyConfig,
+    SimulatedConfig,
     SlotConfig,
     config_path,
     load,
@@ -109,15 +110,22 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-def test_every_key_is_documented_and_nothing_else() -> None:
+@pytest.mark.parametrize(
+    ("heading", "expected"),
+    [
+        ("| key |", [*(k for k in keys(Config) if k != "simulated"), "slots.a.*"]),
+        ("| key of `[simulated]` |", list(SimulatedConfig.model_fields)),
+    ],
+)
+def test_every_key_is_documented_and_nothing_else(heading: str, expected: list[str]) -> None:
     text = (Path(__file__).parents[2] / "docs/config.md").read_text()
-    table = text.split("| key |")[1].split("\n\n")[0]
+    table = text.split(heading)[1].split("\n\n")[0]
     documented = [key for line in table.splitlines() for key in re.findall(r"^\| `([^`]+)`", line)]
-    assert sorted(documented) == sorted([*keys(Config), "slots.a.*"])
+    assert sorted(documented) == sorted(expected)
 
 
 def test_every_key_says_what_it_means() -> None:
-    for section in (HostConfig, NicConfig, SlotConfig, PolicyConfig):
+    for section in (HostConfig, NicConfig, SlotConfig, PolicyConfig, SimulatedConfig):
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
 

@@ -276,7 +276,7 @@ class AnyHistory(RuleBasedStateMachine):
             listeners, pids = self.before[view.heading.run_id]
             assert self.world.pids[view.heading.target] in {None, *pids}, "a switch was left behind"
             assert self.world.listeners <= listeners, "a socket was left behind"
-        if view.state in (RunState.DONE, RunState.RESTORED):
+        if view.state is RunState.DONE or (view.state is RunState.RESTORED and "start-standby" in kinds):
             serving = view.heading.target if view.state is RunState.DONE else view.heading.source
             assert self.world.flows[serving, "br-int"] == self.flows["a", "br-int"]
 
