@@ -27,7 +27,7 @@ from upgrader.core.nfc import RxRule
 from upgrader.core.steering import Arrival, judge, majority
 from upgrader.ports import Steering
 
-_LISTEN_S = 0.1  # whether packets come at all, before a rule is turned
+_LISTEN_S, _LISTEN_PACKETS = 0.1, 50  # so many before a rule is turned, and silence afterwards is no chance
 _ARRIVE_S, _POLL_S = 2.0, 0.02  # and how soon they have to come to where it points
 
 
@@ -191,10 +191,11 @@ class Ethtool:
             )
 
     def _flows(self) -> bool:
-        """Whether VFs are being given packets at all, so that their staying away would say something."""
+        """Whether VFs are being given so many packets that their staying away would say something."""
         before = self.arrived()
         self._sleep(_LISTEN_S)
-        return self.arrived() != before
+        now = self.arrived()
+        return sum(now[s] - before[s] for s in SLOTS) >= _LISTEN_PACKETS
 
     def _awaited(self, slot: SlotName) -> Arrival:
         """Where packets arrive now: a driver says yes before the hardware does, and instead of it."""

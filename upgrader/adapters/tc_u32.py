@@ -131,8 +131,11 @@ class TcU32:
             )
 
     def arrived(self) -> dict[SlotName, int]:
-        with self._kernel() as kernel:
-            return kernel.sent()
+        with self._links() as (ipr, links):
+            counters = {
+                s: ipr.get_links(links[name])[0].get_attr("IFLA_STATS64") for s, name in self._representors.items()
+            }
+        return {slot: int(c["tx_packets"]) for slot, c in counters.items()}
 
     def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
         """Turn these filters by what is armed. False where one is not, or was not what we thought."""
@@ -156,9 +159,19 @@ class TcU32:
     @contextmanager
     def _kernel(self) -> Iterator[_Kernel]:
         """The PF's filters, read once, over one socket in the PF's namespace; what is not changed stays armed."""
-        try:
+        with self._links() as (ipr, links):
             if self._socket is None:
                 self._socket = _Requests(route_socket(self._netns))
+            representors = {slot: links[name] for slot, name in self._representors.items()}
+            kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
+            self._armed = {}
+            yield kernel
+            self._armed = kernel.arm()
+
+    @contextmanager
+    def _links(self) -> Iterator[tuple[IPRoute, dict[str, int]]]:
+        """A socket in the PF's namespace, and the ifindex of the PF and each representor by name."""
+        try:
             with netlink(self._netns) as ipr:
                 links: dict[str, int] = {}
                 for name in (self._pf, *self._representors.values()):
@@ -166,11 +179,7 @@ class TcU32:
                     if not found:
                         raise self._error(f"there is no netdev {name} in {self._where()}")
                     links[name] = found[0]
-                representors = {slot: links[name] for slot, name in self._representors.items()}
-                kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
-                self._armed = {}
-                yield kernel
-                self._armed = kernel.arm()
+                yield ipr, links
         except FileNotFoundError as error:
             raise self._error(f"there is no network namespace {self._netns}") from error
         except (NetlinkError, OSError) as error:
@@ -248,14 +257,6 @@ class _Kernel:
         """The slots behind netdevs; none at all when one of them is a stranger: such a rule is not as we set it."""
         by_index = {index: slot for slot, index in self._representors.items()}
         return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
-
-    def sent(self) -> dict[SlotName, int]:
-        """Packets sent to each slot's netdev."""
-        counts = {}
-        for slot, index in self._representors.items():
-            (link,) = self._ipr.get_links(index)
-            counts[slot] = int(link.get_attr("IFLA_STATS64")["tx_packets"])
-        return counts
 
     def set(self, key: Key, slots: tuple[SlotName, ...]) -> None:
         """Make the one filter with this match point to these slots: changed in place, or added where there is none."""
