@@ -40,20 +40,23 @@ class NicConfig(_Section):
     """The NIC whose overlay traffic is steered.
 
     pf          netdev of the physical function, in `netns` (None: the host's)
-    adapter     how rules reach it: `tc_u32` in software, on any netdev; `ethtool` by the NIC's own rules (X710)
+    adapter     how rules reach it: `tc_u32` in software, on any netdev; `ethtool` by the NIC's own rules (X710);
+                `tc_flower` by a switchdev NIC (E810, ConnectX), to each slot's representor
     vxlan_port  UDP port of the overlay (RFC 7348: 4789)
     vfs         `ethtool`: number of each slot's VF, as `ip link show PF` counts
     location    `ethtool`: place of our one rule in the NIC's table
+    mirror      `tc_flower`: the NIC can give a packet to two VFs
     catch       `ethtool`: what steering in software on the PF takes, to each slot's representor there: what arrives in
                 the `gap` of a rule's turn, or all of the overlay while a `window` is open; None: what arrives is lost
     """
 
     pf: str
     netns: str | None = None
-    adapter: Literal["tc_u32", "ethtool"] = "tc_u32"
+    adapter: Literal["tc_u32", "ethtool", "tc_flower"] = "tc_u32"
     vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4789
     vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = {}
     location: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    mirror: bool = False
     catch: Literal["gap", "window"] | None = None
 
     @model_validator(mode="after")

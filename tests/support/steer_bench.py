@@ -14,8 +14,8 @@ from typing import Any
 from tests.support.build_facts import vm_port
 from tests.support.fake_nic import FakeNic, build_shim, x710
 from upgrader.adapters import gate
-from upgrader.adapters.netlink import route_socket
-from upgrader.adapters.tc_u32 import INGRESS, TcU32, _Requests
+from upgrader.adapters.netlink import Requests, route_socket
+from upgrader.adapters.tc_u32 import INGRESS, TcU32
 from upgrader.core import tc
 from upgrader.core.model import SlotName, VmPort
 
@@ -74,7 +74,7 @@ class Wiring:
         self._gap_us = gap_us
         self._port = nic.index("nicp")
         self._vfs = (nic.index("vf1r"), nic.index("vf2r"))
-        self._requests = _Requests(route_socket(nic.netns))
+        self._requests = Requests(route_socket(nic.netns))
         self._now: int | None = None
         nic.tc("qdisc", "add", "dev", "nicp", "ingress")
         to_pf = ["action", "mirred", "egress", "redirect", "dev", "pf0x"]
