@@ -255,3 +255,32 @@ def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
     assert arrivals(nic, frame(100, moved.mac, fragment=185)) == set()  # no UDP header in a later fragment
     steering.close_window("b")
     assert arrivals(nic, frame(100, stays.mac)) == {"b"}
+
+
+@pytest.mark.parametrize("mirror", [False, True], ids=["tc_flower", "tc_flower mirror"])
+def test_packets_arrive_where_a_flower_rule_says(nic: Nic, mirror: bool) -> None:
+    steering = flower(nic, mirror=mirror)
+    moved, stays = vm_port(1), vm_port(2)
+    steering.steady("a")
+    assert arrivals(nic, frame(100, moved.mac)) == {"a"}
+    steering.open_window([(moved, "a"), (stays, "a")])
+    assert arrivals(nic, frame(100, moved.mac)) == ({"a", "b"} if mirror else {"a"})
+    steering.move_vm(moved, ("b",))
+    steering.move_vm(stays, ("b",))
+    assert arrivals(nic, frame(100, stays.mac)) == ({"a", "b"} if mirror else {"b"})
+    steering.close_window("b")
+    assert arrivals(nic, frame(100, "ff:ff:ff:ff:ff:ff")) == {"b"}
+    assert arrivals(nic, frame(100, moved.mac, dport=53)) == set()
+    assert arrivals(nic, frame(100, moved.mac, proto=6)) == set()
+
+
+def test_a_foreign_filter_in_the_place_of_a_flower_rule_stays(nic: Nic) -> None:
+    steering = flower(nic, mirror=True)
+    nic.tc("qdisc", "add", "dev", "pf0", "ingress")
+    nic.tc("filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", "20", "handle", "1", "flower",
+           "ip_proto", "udp", "dst_port", "53", "action", "mirred", "egress", "redirect", "dev", "vf2r")  # fmt: skip
+    before = nic.tc("filter", "show", "dev", "pf0", "ingress")
+    for act in (steering.steady, steering.close_window, steering.failover):
+        with pytest.raises(HostError, match="somebody else"):
+            act("a")
+    assert nic.tc("filter", "show", "dev", "pf0", "ingress") == before

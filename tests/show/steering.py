@@ -1,6 +1,6 @@
 """What steering must show, run for real: a line an item with figure, limit and baseline, non-zero if one falls short.
 
-make show-steering                       # all of it, about 3 minutes
+make show-steering                       # all of it, about 6 minutes
 make show-steering PARTS="turns traffic" # some of it
 
 Needs root. Packets go through veth pairs in namespaces of the run's own; the X710 is a model of its drivers' answers.
@@ -17,12 +17,13 @@ from pathlib import Path
 
 from tests.bench import bench_steering as bench
 from tests.show.upgrade import OUT, ROOT, Item, show
-from tests.support import steer_bench
+from tests.support import nic_guest, steer_bench
 from tests.support.steer_bench import GAP_US, RATE_PPS
 from upgrader.adapters import gate
 
 CONTRACT = "tests/integration/test_steering.py"
 BYTES = ("tests/integration/test_nfc_bytes.py",)
+TC_BYTES = "tests/integration/test_tc_bytes.py"
 X710 = ("tests/unit/test_x710.py", "tests/unit/test_run_x710.py")
 ADAPTERS = ("tc_u32", "x710 in-tree", "x710 out-of-tree", "x710 with catch", "x710 with detour")
 TURN_LIMIT_US = 50
@@ -40,11 +41,22 @@ def contract() -> Iterator[Item]:
     """The one suite of contract tests, by adapter."""
     for adapter in ADAPTERS:
         yield suite(f"contract tests, {adapter}", [CONTRACT], least=5, only=f"test_contract and [{adapter}]")
-    yield suite("tc on the real kernel: packets, foreign rules, errors", [CONTRACT], least=3, only="not test_contract")
+    only = "not test_contract and not flower"
+    yield suite("tc on the real kernel: packets, foreign rules, errors", [CONTRACT], least=3, only=only)
+
+
+def flower() -> Iterator[Item]:
+    """The contract tests and real packets by tc flower and u32, in a guest with Debian's kernel; in software."""
+    result = nic_guest.run_tests()
+    figure = f"{result.passed} pass, {result.skipped} skipped, exit code {result.code}"
+    if not result.whole:
+        figure += f"; {result.output[-300:]}"
+    what = f"contract tests and packets, tc_flower, kernel {result.kernel} (software, not run on hardware)"
+    yield Item(what, figure, "all, 15 or more", result.whole and result.passed >= 15)
 
 
 def encoding() -> Iterator[Item]:
-    """Bytes against the real ethtool's."""
+    """Bytes against the real ethtool's, tc's and ip's."""
     yield suite("rule shapes whose bytes are those of the real ethtool -N", BYTES, least=20, only="hands_the_kernel")
     yield suite(
         "rules of ours that the real ethtool -n reads, and the other way", BYTES, least=3, only="back or prints"
@@ -134,6 +146,7 @@ def suite(what: str, files: list[str] | tuple[str, ...], *, least: int, only: st
 
 PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "contract": contract,
+    "flower": flower,
     "encoding": encoding,
     "model": model,
     "turns": turns,

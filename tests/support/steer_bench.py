@@ -15,7 +15,7 @@ from tests.support.build_facts import vm_port
 from tests.support.fake_nic import FakeNic, build_shim, x710
 from upgrader.adapters import gate
 from upgrader.adapters.netlink import Requests, route_socket
-from upgrader.adapters.tc_u32 import INGRESS, TcU32
+from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core import tc
 from upgrader.core.model import SlotName, VmPort
 
@@ -66,20 +66,21 @@ def software(nic: Nic) -> TcU32:
 class Wiring:
     """Gives the packets on `nicp` to whom a fake NIC's rules send them: to a VF, else to the PF.
 
-    A rule is turned as the drivers do: deleted and then added, `gap_us` apart at least.
+    A rule is turned as the drivers do: deleted and then added, `gap_us` apart at least; in between the PF has the packets.
     """
+
+    _INDEX = 77  # of the one mirred action that says where to
 
     def __init__(self, nic: Nic, fake: FakeNic, gap_us: int = 0) -> None:
         self._fake = fake
         self._gap_us = gap_us
-        self._port = nic.index("nicp")
+        self._pf = nic.index("pf0x")
         self._vfs = (nic.index("vf1r"), nic.index("vf2r"))
         self._requests = Requests(route_socket(nic.netns))
         self._now: int | None = None
         nic.tc("qdisc", "add", "dev", "nicp", "ingress")
-        to_pf = ["action", "mirred", "egress", "redirect", "dev", "pf0x"]
         nic.tc("filter", "add", "dev", "nicp", "parent", "ffff:", "protocol", "ip", "prio", "9", "u32", "match", "u32", "0",
-               "0", *to_pf)  # fmt: skip
+               "0", "action", "mirred", "egress", "redirect", "dev", "pf0x", "index", str(self._INDEX))  # fmt: skip
         fake.on_change = self.follow
         self.turns = 0
 
@@ -88,19 +89,17 @@ class Wiring:
         if target == self._now:
             return
         if self._now is not None:
-            self._send(tc.DEL_FILTER, 0)
+            self._send_to(self._pf)
             until = time.perf_counter() + self._gap_us / 1e6
             while time.perf_counter() < until:
                 pass
         if target is not None:
-            self._send(tc.NEW_FILTER, tc.CREATE | tc.EXCLUSIVE, self._vfs[target])
+            self._send_to(self._vfs[target])
             self.turns += 1
         self._now = target
 
-    def _send(self, kind: int, flags: int, to: int | None = None) -> None:
-        options = tc.u32_options(tc.overlay_words(4789), tc.deliver([to])) if to else b""
-        where = {"ifindex": self._port, "parent": INGRESS, "prio": 1, "handle": 0, "classifier": "u32"}
-        self._requests.send([tc.filter_message(kind, flags, options=options, **where)])  # type: ignore[arg-type]
+    def _send_to(self, ifindex: int) -> None:
+        self._requests.send(tc.change_actions([tc.Mirred(ifindex, index=self._INDEX).encode()]))
 
 
 def build_generator(folder: Path) -> Path:
