@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.build_facts import vm_port
-from tests.support.fake_nic import FakeNic, build_shim, x710
+from tests.support.fake_nic import VFS, FakeNic, FakeVfs, build_shim, x710
 from upgrader.adapters import gate
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_u32 import TcU32
@@ -102,6 +102,17 @@ class Wiring:
         self._requests.send(tc.change_actions([tc.Mirred(ifindex, index=self._INDEX).encode()]))
 
 
+class WiredVfs(FakeVfs):
+    """VFs whose counters are those of the netdevs that packets for them really leave by."""
+
+    def __init__(self, fake: FakeNic, nic: Nic) -> None:
+        super().__init__(fake)
+        self._counters = software(nic)
+
+    def received(self, vf: int) -> int:
+        return self._counters.arrived()["a" if vf == VFS["a"] else "b"]
+
+
 def build_generator(folder: Path) -> Path:
     target = folder / "steer_gen"
     if not target.exists():
@@ -188,7 +199,7 @@ def whole_port_turned(generator: Path, folder: Path, turns: int, seconds: float,
     fake = FakeNic(folder / f"nic-{catch}", build_shim(folder), out_of_tree=True)
     with veth_nic("port", wired=True) as nic:
         wiring = Wiring(nic, fake, GAP_US)
-        steering = x710(fake, catch=software(nic) if catch else None)
+        steering = x710(fake, WiredVfs(fake, nic), catch=software(nic) if catch else None)
         steering.steady("a")
         passed = under_traffic(
             nic,
@@ -208,7 +219,7 @@ def detoured(generator: Path, folder: Path, windows: int, seconds: float) -> Pas
     port = vm_port(1)
     with veth_nic("detour", wired=True) as nic:
         wiring = Wiring(nic, fake, GAP_US)
-        steering = x710(fake, catch=software(nic), detour=True)
+        steering = x710(fake, WiredVfs(fake, nic), catch=software(nic), detour=True)
         steering.steady("a")
 
         def turn(number: int) -> None:

@@ -150,7 +150,10 @@ class Ethtool:
     def arrived(self) -> dict[SlotName, int]:
         """By the VFs' counters, and the catch's where there is one."""
         caught = self._catch.arrived() if self._catch else dict.fromkeys(SLOTS, 0)
-        return {slot: self._vfs.received(self._vf[slot]) + caught[slot] for slot in SLOTS}
+        return {slot: count + caught[slot] for slot, count in self._received().items()}
+
+    def _received(self) -> dict[SlotName, int]:
+        return {slot: self._vfs.received(self._vf[slot]) for slot in SLOTS}
 
     def _follow(self) -> None:
         """Turn the whole port to where most VMs are served."""
@@ -170,7 +173,8 @@ class Ethtool:
         before = self._ours()
         if before is not None and self._slots(before) == (slot,) and not anew:
             return
-        flows = before is not None and not hurry and self._flows()
+        # where the PF has the overlay, and no catch takes it on, VFs get nothing that could be missed
+        flows = not hurry and (before is not None or self._detour is not None) and self._flows()
         wanted = i40e.whole_port(flavour, self._port, self._vf[slot], self._location)
         try:
             self._device.insert(wanted)
@@ -198,11 +202,11 @@ class Ethtool:
         return sum(now[s] - before[s] for s in SLOTS) >= _LISTEN_PACKETS
 
     def _awaited(self, slot: SlotName) -> Arrival:
-        """Where packets arrive now: a driver says yes before the hardware does, and instead of it."""
-        before = self.arrived()
+        """Which VF packets arrive at now: a driver says yes before the hardware does, and instead of it."""
+        before = self._received()
         for _ in range(int(_ARRIVE_S / _POLL_S)):
             self._sleep(_POLL_S)
-            found = judge(slot, before, self.arrived())
+            found = judge(slot, before, self._received())
             if found in (Arrival.AS_SET, Arrival.BOTH):
                 break
         return found
@@ -211,7 +215,8 @@ class Ethtool:
         """A failed insert may have deleted what was there. Returns where traffic goes now."""
         points = self._slots(before) if before else ()
         if not points:
-            return "overlay traffic goes to the PF"
+            self._delete()  # where it stands without effect it would be believed
+            return "overlay traffic goes to the PF" + (", and is steered there" if self._detour else "")
         now = self._ours()
         if now is None or self._slots(now) != points:
             try:
