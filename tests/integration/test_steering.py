@@ -34,12 +34,12 @@ def nic() -> Iterator[Nic]:
 ADAPTERS = (
     "tc_u32",
     "simulated",
-    "x710 in-tree",
-    "x710 out-of-tree",
-    "x710 with catch",
-    "x710 with detour",
+    "x710-in-tree",
+    "x710-out-of-tree",
+    "x710-with-catch",
+    "x710-with-detour",
     "tc_flower",
-    "tc_flower mirror",
+    "tc_flower-mirror",
 )
 
 
@@ -74,10 +74,10 @@ def steering(request: pytest.FixtureRequest, tmp_path: Path) -> Steering:
         return software(request.getfixturevalue("nic"))
     if request.param.startswith("tc_flower"):
         return flower(request.getfixturevalue("nic"), mirror="mirror" in request.param)
-    caught = request.param in ("x710 with catch", "x710 with detour", "tc_flower", "tc_flower mirror")
+    caught = request.param in ("x710-with-catch", "x710-with-detour", "tc_flower", "tc_flower-mirror")
     catch = software(request.getfixturevalue("nic")) if caught else None
-    nic = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=request.param != "x710 in-tree")
-    return x710(nic, catch=catch, detour=request.param == "x710 with detour")
+    nic = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=request.param != "x710-in-tree")
+    return x710(nic, catch=catch, detour=request.param == "x710-with-detour")
 
 
 def table(steering: Steering) -> dict[tuple[int | None, str | None], set[SlotName]]:
@@ -257,7 +257,7 @@ def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
     assert arrivals(nic, frame(100, stays.mac)) == {"b"}
 
 
-@pytest.mark.parametrize("mirror", [False, True], ids=["tc_flower", "tc_flower mirror"])
+@pytest.mark.parametrize("mirror", [False, True], ids=["tc_flower", "tc_flower-mirror"])
 def test_packets_arrive_where_a_flower_rule_says(nic: Nic, mirror: bool) -> None:
     steering = flower(nic, mirror=mirror)
     moved, stays = vm_port(1), vm_port(2)
