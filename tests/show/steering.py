@@ -61,6 +61,7 @@ def encoding() -> Iterator[Item]:
     yield suite(
         "rules of ours that the real ethtool -n reads, and the other way", BYTES, least=3, only="back or prints"
     )
+    yield suite("tc filters, actions and VF attributes as iproute2 sends them", [TC_BYTES], least=13, only="")
 
 
 def model() -> Iterator[Item]:

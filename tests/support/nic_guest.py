@@ -8,11 +8,14 @@ make. The first time the kernel's package is downloaded (70 MB) into build/nic-g
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from upgrader.adapters import gate
 
@@ -133,6 +136,7 @@ def run_tests() -> Result:
 
 
 def main() -> int:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     result = run_tests()
     sys.stderr.write(result.output)
     print(f"kernel {result.kernel}: {result.passed} passed, {result.skipped} skipped, exit code {result.code}")
