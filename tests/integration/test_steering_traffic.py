@@ -46,15 +46,15 @@ def test_dual_delivery_reaches_both_and_loses_nothing(generator: Path) -> None:
 
 
 def test_a_whole_port_turn_loses_what_falls_into_its_gap(generator: Path, tmp_path: Path) -> None:
-    passed = whole_port_turned(generator, tmp_path, 100, 8, catch=False)
-    assert passed.turns == 100
+    passed = whole_port_turned(generator, tmp_path, 20, 10, catch=False)
+    assert passed.turns == 20
     assert passed.duplicated == 0
-    assert passed.lost >= 100 * GAP_US * RATE_PPS / 1e6 / 2
+    assert passed.lost >= 20 * GAP_US * RATE_PPS / 1e6 / 2
 
 
 def test_a_catch_on_the_pf_takes_what_falls_into_the_gap(generator: Path, tmp_path: Path) -> None:
-    require_whole(whole_port_turned(generator, tmp_path, 30, 8, catch=True), 30)
+    require_whole(whole_port_turned(generator, tmp_path, 15, 10, catch=True), 15)
 
 
 def test_a_detour_over_the_pf_moves_a_vm_without_loss(generator: Path, tmp_path: Path) -> None:
-    require_whole(detoured(generator, tmp_path, 20, 8), 20)
+    require_whole(detoured(generator, tmp_path, 10, 10), 10)

@@ -30,7 +30,7 @@ TURN_LIMIT_US = 50
 FAILOVER_LIMIT_US = 1000
 VMS = 100
 TURNS = 10_000
-PORT_TURNS, WINDOWS, PORT_SECONDS = 50, 25, 12
+PORT_TURNS, WINDOWS, PORT_SECONDS = 30, 15, 16
 # Documents that may speak of hardware, and the words they owe then.
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/adr/*.md")
 _HARDWARE = re.compile(r"X710|E810|ConnectX|ixgbe")

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
+import structlog
+
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e
 from upgrader.core.errors import HostError
@@ -26,6 +28,8 @@ from upgrader.core.model import SLOTS, NicFacts, SlotName, SteeringCapabilities,
 from upgrader.core.nfc import RxRule
 from upgrader.core.steering import Arrival, judge, majority
 from upgrader.ports import Steering
+
+log = structlog.get_logger(__name__)
 
 _LISTEN_S, _LISTEN_PACKETS = 0.1, 50  # so many before a rule is turned, and silence afterwards is no chance
 _ARRIVE_S, _POLL_S = 2.0, 0.02  # and how soon they have to come to where it points
@@ -133,12 +137,18 @@ class Ethtool:
             self._catch.close_window(slot)
 
     def failover(self, slot: SlotName) -> None:
-        """The rule first, then a fence for the VF of the dead, which takes up to 300 ms and is in nobody's way."""
+        """The rule first, then a fence for the VF of the dead, which takes up to 300 ms and is in nobody's way.
+
+        A driver may have no link state for VFs (igb has not); the packets go where they should all the same.
+        """
         if self._catch:
             self._catch.failover(slot)
         self._served = dict.fromkeys(self._served, slot)
         self._turn(slot, hurry=True)
-        self._vfs.fence(self._vf[other_slot(slot)])
+        try:
+            self._vfs.fence(self._vf[other_slot(slot)])
+        except HostError as error:
+            log.warning("the other slot's VF is not fenced", slot=other_slot(slot), error=str(error))
 
     def rules(self) -> tuple[SteeringRule, ...]:
         """The NIC's rule; in the window of a detour, when it has none, those of the catch."""
