@@ -92,7 +92,7 @@ class Wiring:
             self._send_to(self._pf)
             until = time.perf_counter() + self._gap_us / 1e6
             while time.perf_counter() < until:
-                pass
+                os.sched_yield()  # the generator may need this CPU; a sleep would be far longer
         if target is not None:
             self._send_to(self._vfs[target])
             self.turns += 1
