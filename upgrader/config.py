@@ -54,15 +54,17 @@ class NicConfig(_Section):
 
     pf: str = Field(description="netdev of the physical function")
     netns: str | None = Field(default=None, description="network namespace it is in; none: the host's")
-    adapter: Literal["tc_u32", "ethtool"] = Field(
+    adapter: Literal["tc_u32", "ethtool", "tc_flower"] = Field(
         default="tc_u32",
-        description="how rules reach it: tc_u32 in software, on any netdev; ethtool by the NIC's own rules (X710)",
+        description="how rules reach it: tc_u32 in software, on any netdev; ethtool by the NIC's own rules (X710); "
+        "tc_flower by a switchdev NIC (E810, ConnectX), to each slot's representor",
     )
     vxlan_port: int = Field(default=4789, ge=1, le=65535, description="UDP port of the overlay (RFC 7348: 4789)")
     vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = Field(
         default={}, description="ethtool: number of each slot's VF, as `ip link show PF` counts"
     )
     location: int = Field(default=1000, ge=0, lt=2**31, description="ethtool: place of our one rule in the NIC's table")
+    mirror: bool = Field(default=False, description="tc_flower: the NIC can give a packet to two VFs")
     catch: Literal["gap", "window"] | None = Field(
         default=None,
         description="ethtool: what steering in software on the PF takes, to each slot's representor there: what arrives "

@@ -77,7 +77,7 @@ def test_a_slot_started_under_the_well_known_names_has_a_folder_of_its_own(tmp_p
         ('pmd_cpu_mask = "0x6"', 'pmd_cpu_mask = "6"', "slots.a.pmd_cpu_mask"),
         ('pf = "eth0"', "", "nic.pf"),
         ('pf = "eth0"', 'pf = "eth0"\nport = 5', "nic.port"),
-        ('pf = "eth0"', 'pf = "eth0"\nadapter = "magic"', "'tc_u32' or 'ethtool'"),
+        ('pf = "eth0"', 'pf = "eth0"\nadapter = "magic"', "'tc_u32', 'ethtool' or 'tc_flower'"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"', "nic.vfs"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"\nvfs = {a = 1, b = 1}', "nic.vfs"),
         ('pf = "eth0"', 'pf = "eth0"\ncatch = "all"', "'gap' or 'window'"),
