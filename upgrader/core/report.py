@@ -135,8 +135,8 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
         if any(line.kind == "retire" for line in view.heading.steps):
             return None, None
         return (
-            f"slot {target} serves every VM, and the switch of slot {source} stands by",
-            "upgrade status   (or, as long as that switch runs: upgrade rollback)",
+            f"slot {target} serves every VM; as long as the switch of slot {source} runs, a rollback goes back to it",
+            "upgrade status",
         )
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
     if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
