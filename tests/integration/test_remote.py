@@ -186,7 +186,7 @@ def test_a_host_that_is_not_there(remote: Remote, where: str) -> None:
     assert done.returncode == Exit.UNEXPECTED
     error: dict[str, Any] = json.loads(done.stdout)
     assert error["code"] == "HOST_UNREACHABLE"
-    assert error["next"] == f"upgrade --host {NOBODY} status"
+    assert (error["state"], error["next"]) == ("nothing was changed", f"ssh {NOBODY} true")
     assert "No route to host" in done.stderr or "timed out" in done.stderr
 
 

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from upgrader.core.errors import HostError
 
@@ -29,16 +31,22 @@ def run_there(host: str, arguments: list[str]) -> int:
     # without a terminal nobody can answer a question of ssh's
     options = ["-t"] if terminal else ["-o", "BatchMode=yes"]
     if ssh is None or host.startswith("-"):
-        raise _failed(host, "there is no ssh on this machine" if ssh is None else "that is no host's name")
+        why = "there is no ssh on this machine" if ssh is None else "that is no host's name"
+        raise _failed(host, why, reached=False)
     plain = "env NO_COLOR=1 " if os.environ.get("NO_COLOR") else ""
     command = f"{plain}{os.environ.get(COMMAND_VARIABLE, 'upgrade')} {shlex.join(there(arguments))}"
-    argv = [ssh, *options, *shlex.split(os.environ.get(SSH_VARIABLE, "")), "--", host, command]
-    try:
-        code = subprocess.run(argv, check=False).returncode
-    except KeyboardInterrupt:  # without a terminal there, the command there does not hear of it
-        raise _failed(host, "interrupted here, and the connection closed") from None
-    if code == _SSH_FAILED or code < 0:
-        raise _failed(host, "ssh could not reach it, or lost it; what it said stands above")
+    with tempfile.TemporaryDirectory(prefix="upgrade-") as folder:
+        # ssh_config(5): run here once the connection stands, so that we know whether anything can have happened there
+        mark = Path(folder) / "reached"
+        options += ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=: >{shlex.quote(str(mark))}"]
+        argv = [ssh, *options, *shlex.split(os.environ.get(SSH_VARIABLE, "")), "--", host, command]
+        try:
+            code = subprocess.run(argv, check=False).returncode
+        except KeyboardInterrupt:  # without a terminal there, the command there does not hear of it
+            raise _failed(host, "interrupted here, and the connection closed", reached=mark.exists()) from None
+        if code == _SSH_FAILED or code < 0:
+            how = "ssh lost it" if mark.exists() else "ssh could not reach it"
+            raise _failed(host, f"{how}; what it said stands above", reached=mark.exists())
     if code in _NO_COMMAND:
         raise HostError(
             "NOT_INSTALLED_THERE",
@@ -49,10 +57,12 @@ def run_there(host: str, arguments: list[str]) -> int:
     return code
 
 
-def _failed(host: str, why: str) -> HostError:
+def _failed(host: str, why: str, *, reached: bool) -> HostError:
     return HostError(
         "HOST_UNREACHABLE",
         f"{host}: {why}",
-        state="if a run had begun there it goes on: its coordinator does not depend on this connection",
-        next=f"upgrade --host {shlex.quote(host)} status",
+        state="if a run had begun there it goes on: its coordinator does not depend on this connection"
+        if reached
+        else "nothing was changed",
+        next=f"upgrade --host {shlex.quote(host)} status" if reached else f"ssh {shlex.quote(host)} true",
     )
