@@ -46,6 +46,16 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
+    def watch(self, slot: Slot) -> int | None:
+        """A descriptor that is readable once the slot's switch has ended, None where none runs; the caller closes it."""
+
+    def fence(self, slot: Slot) -> None:
+        """SIGKILL the slot's switch where it lives, and return once none of its threads will run in user space again.
+
+        That is before the kernel has unmapped its memory and closed its sockets. Idempotent; raises HostError when a
+        thread stays.
+        """
+
     def start_at_boot(self, slot: Slot) -> None:
         """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
 

@@ -71,6 +71,8 @@ class World:
     look_fault: Callable[[str, int], BaseException | None] = lambda name, count: None
     fault: Callable[[str, int], BaseException | None] = lambda name, count: None
     trouble: list[str] = field(default_factory=list)
+    fails_over: bool = True  # QEMU brings rings over by itself
+    watchers: dict[SlotName, list[int]] = field(default_factory=dict)
 
     def call(self, name: str) -> None:
         """Record an effect, or let it fail before it has any."""
@@ -113,11 +115,13 @@ class World:
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
+        for end in self.watchers.pop(name, []):
+            os.close(end)
         for domain, vm in self.vms.items():
             o = vm.ownership
             if o is None or pid is None:
                 continue
-            if o.owner_pid == pid and o.standby and o.standby.ready:
+            if o.owner_pid == pid and o.standby and o.standby.ready and self.fails_over:
                 new = replace(
                     o,
                     owner=o.standby.chardev,
@@ -176,6 +180,18 @@ class SimProcesses:
     def kill_switch(self, slot: Slot) -> None:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
+
+    def watch(self, slot: Slot) -> int | None:
+        if self._w.pids[slot.name] is None:
+            return None
+        readable, end = os.pipe()
+        self._w.watchers.setdefault(slot.name, []).append(end)
+        return readable
+
+    def fence(self, slot: Slot) -> None:
+        self._w.call(f"fence {slot.name}")
+        if self._w.pids[slot.name] is not None:
+            self._w.die(slot.name)
 
     def start_at_boot(self, slot: Slot) -> None:
         self._w.call(f"start_at_boot {slot.name}")
@@ -326,7 +342,12 @@ class SimHypervisor:
             raise refused("owner or generation is another")
         if now.standby is None or not now.standby.ready:
             raise refused("the standby is not ready")
-        old = Standby(now.owner, True, True, None, now.owner_pid, now.owner_pid)
+        if fenced and self._w.slot_of(now.owner_pid) is not None:
+            self._w.trouble.append(f"{port.domain}: a switch without asking an owner that lives: two writers")
+        if not fenced and now.owner_pid is None:
+            raise refused("the owner does not answer")
+        lives = now.owner_pid is not None and not fenced
+        old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
         new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
         self._set(port, new)
         return SwitchResult(

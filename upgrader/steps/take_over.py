@@ -1,0 +1,138 @@
+"""Bring every VM and the overlay's traffic to the switch that stands by, from one that is dead, or is killed here.
+
+Every effect looks first, or holds when said again: this is carried out before it is recorded, and perhaps twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from upgrader.core.errors import HostError, StepError, UpgradeError
+from upgrader.core.model import VmPort, owned_by
+from upgrader.core.plan import PlannedStep
+from upgrader.steps.base import Context, Data
+
+_SETTLE_S = 3.0
+_POLL_S = 0.001
+_CONNECT_S = 10.0
+_CONNECT_POLL_S = 0.05
+
+
+class TakeOver:
+    pause_safe = False  # rings and steering may be apart
+    lasting = True
+
+    def check(self, context: Context, step: PlannedStep) -> None:
+        context.target_pid()
+
+    def do(self, context: Context, step: PlannedStep) -> Data:
+        return dict(take_over(context, context.plan.all_ports)) | reconnect(context)
+
+    def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        left = [port.label for port, slot in context.owners() if slot != context.target.name]
+        if left:
+            raise StepError(
+                "VMS_LEFT_BEHIND",
+                f"{', '.join(left[:5])} could not be brought to slot {context.target.name}, which did not stand by on it",
+                state=f"slot {context.target.name} serves all others and has the overlay's traffic",
+                next=f"virsh reboot {left[0].partition('/')[0]}   then: upgrade resume",
+            )
+
+    def undo(self, context: Context, step: PlannedStep) -> Data:
+        raise StepError(
+            "TAKEN_OVER",
+            f"slot {context.source.name} was dead, or was killed for the takeover: there is no way back",
+            state=f"slot {context.target.name} serves the VMs it could be brought to",
+            next="upgrade resume",
+        )
+
+
+def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
+    """Fence, steering, rings; nothing else, and no record: this is what a VM waits for. Returns what each part took, us.
+
+    Steering goes first, since it is one message for all VMs; what it brings before the rings have moved would have been
+    lost at the dead switch as well. Raises HostError, with nothing changed, when the old switch cannot be fenced.
+    """
+    clock, steering = context.host.clock, context.host.steering
+    pid = context.target_pid()
+    started = clock.monotonic_s()
+    context.host.processes.fence(context.source)
+    fenced = clock.monotonic_s()
+    trouble: list[str] = []
+    try:
+        steering.failover(context.target.name)
+    except UpgradeError as error:
+        trouble.append(f"steering: {error}")  # the rings are worth having all the same; the next step steers again
+    steered = clock.monotonic_s()
+    switched = 0
+    for port in ports:
+        try:
+            switched += _bring(context, port, pid)
+        except UpgradeError as error:
+            trouble.append(f"{port.label}: {error}")  # no VM keeps another from being served
+    ended = clock.monotonic_s()
+    told: dict[str, object] = {
+        "fence_us": round((fenced - started) * 1e6),
+        "steer_us": round((steered - fenced) * 1e6),
+        "rings_us": round((ended - steered) * 1e6),
+        "VMs": len(ports),
+        "switched by us": switched,
+    }
+    return told | ({"trouble": trouble} if trouble else {})
+
+
+def _bring(context: Context, port: VmPort, pid: int) -> bool:
+    """One VM's rings to the standby, unless QEMU has brought them there by itself. Returns whether we did it.
+
+    QEMU may do the same at the same moment: it refuses one of the two, by owner and generation.
+    """
+    host = context.host
+    deadline = host.clock.monotonic_s() + _SETTLE_S
+    while True:
+        now = host.hypervisor.ownership(port)
+        if now is None or owned_by(now, pid):
+            return False
+        standby = now.standby
+        if standby is None or standby.pid != pid:
+            return False  # nobody of ours stands by here: `reconnect` is for it
+        error: HostError | None = None
+        if standby.ready or now.in_doubt:
+            try:
+                host.hypervisor.switch(port, now.owner, now.generation, fenced=True)
+            except HostError as refused:
+                error = refused
+            else:
+                return True
+        if host.clock.monotonic_s() > deadline:
+            if error:
+                raise error
+            return False
+        host.clock.sleep(_POLL_S)
+
+
+def reconnect(context: Context) -> Data:
+    """VMs on which nobody stood by (they came a moment ago): the switch dials the socket that libvirt made for them.
+
+    As after a restart of a switch: such a VM sees its link go down and come up.
+    """
+    host = context.host
+    bound = {b.interface: b for b in context.plan.bindings}
+    pid = context.target_pid()
+    dialled = []
+    for port in context.plan.all_ports:
+        now, binding = host.hypervisor.ownership(port), bound.get(port.interface)
+        if now is None or owned_by(now, pid) or binding is None or not binding.fresh:
+            continue
+        if now.standby is not None and now.standby.pid == pid:
+            continue
+        host.resources.redirect(binding.socket, binding.origin)
+        dialled.append(port)
+    deadline = host.clock.monotonic_s() + _CONNECT_S
+    while host.clock.monotonic_s() < deadline and not all(_served(context, port, pid) for port in dialled):
+        host.clock.sleep(_CONNECT_POLL_S)
+    return {"connected anew": [p.label for p in dialled]} if dialled else {}
+
+
+def _served(context: Context, port: VmPort, pid: int) -> bool:
+    now = context.host.hypervisor.ownership(port)
+    return now is None or owned_by(now, pid)
