@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from upgrader.core.errors import UsageError
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Policy
+from upgrader.core.takeover import TakeoverPolicy
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
 PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
@@ -101,6 +102,15 @@ class PolicyConfig(_Section):
     accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = ()
 
 
+class TakeoverConfig(_Section):
+    """What is done when a switch dies; see `upgrader.core.takeover.TakeoverPolicy`. Read anew every few seconds."""
+
+    policy: Literal["off", "manual", "automatic"] = "manual"
+    max_per_hour: Annotated[int, Field(ge=1, le=1000)] = 3
+    rearm: bool = True
+    maintenance: bool = False
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -108,6 +118,7 @@ class Config(_Section):
     nic: NicConfig
     slots: dict[SlotName, SlotConfig]
     policy: PolicyConfig = PolicyConfig()
+    takeover: TakeoverConfig = TakeoverConfig()
 
     @model_validator(mode="after")
     def _two_slots_apart(self) -> Config:
@@ -135,6 +146,10 @@ class Config(_Section):
         """The part of [policy] that a plan carries with it."""
         p = self.policy
         return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
+
+    def takeover_policy(self) -> TakeoverPolicy:
+        t = self.takeover
+        return TakeoverPolicy(t.policy, t.max_per_hour, t.rearm, t.maintenance)
 
     def adopted(self) -> SlotName | None:
         """The slot whose switch was started in the well-known directory itself, as a distribution does it."""

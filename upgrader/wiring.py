@@ -53,6 +53,7 @@ def setup(config: Config) -> Setup:
         accept=config.policy.accept,
         policy=config.run_policy(),
         adapter=config.nic.adapter,
+        takeover=config.takeover_policy(),
     )
 
 

@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -138,31 +139,48 @@ class SlotControl:
         except ProcessLookupError:
             return None
 
-    def fence(self, slot: Slot) -> None:
+    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         """By the state of every thread in /proc (proc_pid_stat(5)): a big process is fenced long before it is gone."""
-        try:
-            pid = int(slot.vswitchd_pidfile.read_text().strip())
-            handle = os.pidfd_open(pid)  # from here on the number is not given out anew
-        except (OSError, ValueError):
-            return
-        try:
-            if not _is(pid, SWITCH):
-                return
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-            deadline = time.monotonic() + _FENCE_S
-            while not select.select([handle], [], [], 0)[0] and not threads_are_out(pid):
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        "NOT_FENCED",
-                        f"ovs-vswitchd of slot {slot.name} (pid {pid}) was killed, and a thread of it has not ended "
-                        f"after {_FENCE_S:g} s (uninterruptible sleep?)",
-                        state="nothing was switched: each VM is with whoever served it",
-                        next=f"cat /proc/{pid}/task/*/stack   then, when it is gone: upgrade takeover",
-                    )
-                time.sleep(_FENCE_POLL_S)
-        finally:
-            os.close(handle)
+        named = _pid_in(slot.vswitchd_pidfile)
+        return frozenset(
+            pid for pid in {*pids, *({named} if named is not None else ())} if _fence(slot, pid, named=pid == named)
+        )
+
+
+def _pid_in(pidfile: Path) -> int | None:
+    try:
+        return int(pidfile.read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
+def _fence(slot: Slot, pid: int, *, named: bool) -> bool:
+    """Whether the process is proved harmless. One that the pid file does not name is killed only if it was started as
+    the slot's: numbers are given out anew."""
+    try:
+        handle = os.pidfd_open(pid)  # from here on the number stays this process's
+    except OSError:
+        return True
+    try:
+        if not _is(pid, SWITCH) or not (named or started_with(pid, f"--pidfile={slot.vswitchd_pidfile}")):
+            # its command line is empty once its memory is gone
+            return bool(select.select([handle], [], [], 0)[0]) or threads_are_out(pid)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        deadline = time.monotonic() + _FENCE_S
+        while not select.select([handle], [], [], 0)[0] and not threads_are_out(pid):
+            if time.monotonic() > deadline:
+                raise HostError(
+                    "NOT_FENCED",
+                    f"ovs-vswitchd of slot {slot.name} (pid {pid}) was killed, and a thread of it has not ended "
+                    f"after {_FENCE_S:g} s (uninterruptible sleep?)",
+                    state="nothing was switched: each VM is with whoever served it",
+                    next=f"cat /proc/{pid}/task/*/stack   then, when it is gone: upgrade takeover",
+                )
+            time.sleep(_FENCE_POLL_S)
+    finally:
+        os.close(handle)
+    return True
 
 
 def threads_are_out(pid: int) -> bool:

@@ -143,7 +143,7 @@ def status(
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
     from dataclasses import asdict
 
-    from upgrader.cli import render
+    from upgrader.cli import protection, render
     from upgrader.cli.follow import follow
     from upgrader.core.journal import recorded
     from upgrader.core.report import report
@@ -165,10 +165,12 @@ def status(
                 "run": told.to_json() if told else None,
                 "vms": {vm: str(state) for vm, state in view.vms().items()} if view else {},
                 "facts": asdict(facts) if facts else None,
+                "protection": protection.standing(settings, journal),
             }
         )
     else:
         render.show_status(out, view, facts, told, pid)
+        protection.show(out, protection.standing(settings, journal))
 
 
 def pause(context: typer.Context) -> None:
@@ -258,7 +260,9 @@ def config_validate(context: typer.Context) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Mount the verbs in the order in which a person meets them."""
-    for verb in (check, plan, run, status, pause, resume, abort, rollback, history, report):
+    from upgrader.cli.protection import arm, disarm, takeover
+
+    for verb in (check, plan, run, status, pause, resume, abort, rollback, arm, disarm, takeover, history, report):
         app.command()(verb)
     app.add_typer(config_app)
 

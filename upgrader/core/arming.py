@@ -12,12 +12,8 @@ from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabi
 from upgrader.core.plan import Plan, PlanKind, PlannedStep, Policy, StepKind, plan_id, without_rings
 from upgrader.core.steering import choose
 
-_BY_HAND = "upgrade --host localhost --dry-run   (it says who serves each VM)"
 
-
-def arm(
-    facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = (), policy: Policy = Policy()
-) -> Plan:
+def arm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...], policy: Policy) -> Plan:
     """A standby in the other slot, on every VM, proved. One that an upgrade kept is taken as it is."""
     source = facts.active or "a"
     target = other_slot(source)
@@ -59,15 +55,13 @@ def arm(
     )
 
 
-def disarm(
-    facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...] = (), policy: Policy = Policy()
-) -> Plan:
+def disarm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...], policy: Policy) -> Plan:
     """What brings every VM to the active slot, where they are, and ends the other."""
     made = planning.restore(facts, capabilities, facts.active or "a", accept, policy)
     return replace(made, id=plan_id(PlanKind.DISARM, made.id), kind=PlanKind.DISARM)
 
 
-def takeover(facts: HostFacts, policy: Policy = Policy()) -> Plan:
+def takeover(facts: HostFacts, policy: Policy) -> Plan:
     """From the active, which is killed if it lives, to the other slot's switch, which stands by.
 
     Where one slot's switch runs, that one takes over, whoever the VMs are with. VMs it does not stand by on block a
@@ -84,6 +78,9 @@ def takeover(facts: HostFacts, policy: Policy = Policy()) -> Plan:
     elif facts.active is None:
         what = "each slot serves some VMs (a run was cut off): nobody is the active"
         found.append(Finding("BOTH_SLOTS_OWN_VMS", Severity.BLOCKING, what, "upgrade resume, or: upgrade rollback"))
+    elif len(running) == 1 and facts.control == target and all(facts.serving(p) == target for p in facts.ports):
+        what = f"slot {target} is the only switch of this host, and has every VM and the names already"
+        found.append(Finding("NO_STANDBY", Severity.BLOCKING, what, "upgrade arm"))
     bare = [p.label for p in facts.ports if pid is not None and not _reachable(p, pid)]
     if bare:
         severity = Severity.BLOCKING if len(running) == len(facts.slots) else Severity.WARNING
@@ -105,8 +102,8 @@ def takeover_plan(
     ports: Sequence[VmPort],
     bound: Sequence[PortBinding],
     versions: tuple[str | None, str | None],
-    findings: tuple[Finding, ...] = (),
-    policy: Policy = Policy(),
+    findings: tuple[Finding, ...],
+    policy: Policy,
 ) -> Plan:
     """The same for VMs and bindings that are known: what the daemon has ready while it is armed."""
     steps = (

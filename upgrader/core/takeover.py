@@ -6,7 +6,7 @@ there by itself. And whoever is to be fenced is killed first: nothing here is de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -60,7 +60,7 @@ class Sight(StrEnum):
     """What was seen of the two switches."""
 
     BOTH_LIVE = "both-live"
-    ACTIVE_DIED = "active-died"  # or VMs are with the standby, which is the same: QEMU has seen it die
+    ACTIVE_DIED = "active-died"  # also when it came again meanwhile: QEMU has brought its VMs to the standby
     ACTIVE_HANGS = "active-hangs"
     STANDBY_DIED = "standby-died"
     BOTH_DIED = "both-died"
@@ -131,13 +131,21 @@ def decide(now: Protection, seen: Sight, policy: TakeoverPolicy, recent: int) ->
     return Action.SHOUT if held else action
 
 
-def sight(*, active_runs: bool, standby_runs: bool, standby_serves: bool) -> Sight:
-    """From who runs, and whether the standby serves a VM already."""
-    if not active_runs:
-        return Sight.ACTIVE_DIED if standby_runs else Sight.BOTH_DIED
-    if not standby_runs:
+def sight(*, active: int | None, standby: int | None, was: Collection[int], owners: Collection[int]) -> Sight:
+    """From the pids of the two switches now, None where one does not run.
+
+    was     pids of the active when the host was armed; empty: not known
+    owners  pids that serve a VM now
+
+    A VM that is with the standby says nothing by itself: one that was restarted may be. It does when the active is
+    another process than it was: that one was started anew by somebody, and serves nobody.
+    """
+    if active is None:
+        return Sight.ACTIVE_DIED if standby is not None else Sight.BOTH_DIED
+    if standby is None:
         return Sight.STANDBY_DIED
-    return Sight.ACTIVE_DIED if standby_serves else Sight.BOTH_LIVE
+    revived = bool(was) and active not in was
+    return Sight.ACTIVE_DIED if revived and standby in owners else Sight.BOTH_LIVE
 
 
 @dataclass(frozen=True, slots=True)

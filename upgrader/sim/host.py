@@ -8,7 +8,7 @@ standby. `World.trouble` lists every broken promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,6 +72,7 @@ class World:
     fault: Callable[[str, int], BaseException | None] = lambda name, count: None
     trouble: list[str] = field(default_factory=list)
     fails_over: bool = True  # QEMU brings rings over by itself
+    watchable: bool = False  # a thread may wait for a switch to die
     watchers: dict[SlotName, list[int]] = field(default_factory=dict)
 
     def call(self, name: str) -> None:
@@ -115,8 +116,6 @@ class World:
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
-        for end in self.watchers.pop(name, []):
-            os.close(end)
         for domain, vm in self.vms.items():
             o = vm.ownership
             if o is None or pid is None:
@@ -136,6 +135,8 @@ class World:
             else:
                 continue
             self.vms[domain] = replace(vm, ownership=new)
+        for end in self.watchers.pop(name, []):
+            os.close(end)
 
 
 class SimProcesses:
@@ -182,16 +183,18 @@ class SimProcesses:
         self._w.die(slot.name)
 
     def watch(self, slot: Slot) -> int | None:
-        if self._w.pids[slot.name] is None:
+        if self._w.pids[slot.name] is None or not self._w.watchable:
             return None
         readable, end = os.pipe()
         self._w.watchers.setdefault(slot.name, []).append(end)
         return readable
 
-    def fence(self, slot: Slot) -> None:
+    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         self._w.call(f"fence {slot.name}")
-        if self._w.pids[slot.name] is not None:
+        own = self._w.pids[slot.name]
+        if own is not None:
             self._w.die(slot.name)
+        return frozenset(p for p in {*pids, own} if p is not None and self._w.slot_of(p) is None)
 
     def start_at_boot(self, slot: Slot) -> None:
         self._w.call(f"start_at_boot {slot.name}")
@@ -224,8 +227,9 @@ class SimDatabase:
 
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         self._w.call(f"sync {source.name} {target.name}")
-        if bindings:
-            self._w.bound[target.name] = tuple(bindings)
+        # a port without a binding keeps what it has
+        both = (*self._w.bound.get(target.name, ()), *bindings)
+        self._w.bound[target.name] = tuple({b.interface: b for b in both}.values())
         return Copied()
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
@@ -348,7 +352,8 @@ class SimHypervisor:
             raise refused("the owner does not answer")
         lives = now.owner_pid is not None and not fenced
         old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
-        new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
+        gained = {"owner": now.standby.chardev, "owner_pid": now.standby.pid, "owner_connected": True}
+        new = replace(now, **gained, generation=generation + 1, standby=old)
         self._set(port, new)
         return SwitchResult(
             old.chardev, new.owner, new.generation, "command", fenced, 300_000, 3_000, 400_000, 10_000, 713_000

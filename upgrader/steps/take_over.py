@@ -26,7 +26,7 @@ class TakeOver:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        return dict(take_over(context, context.plan.all_ports)) | reconnect(context)
+        return {**take_over(context, context.plan.all_ports), **reconnect(context)}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         left = [port.label for port, slot in context.owners() if slot != context.target.name]
@@ -56,7 +56,8 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     clock, steering = context.host.clock, context.host.steering
     pid = context.target_pid()
     started = clock.monotonic_s()
-    context.host.processes.fence(context.source)
+    known = {p.ownership.owner_pid for p in ports if p.ownership and p.ownership.owner_pid is not None} - {pid}
+    harmless = context.host.processes.fence(context.source, known)
     fenced = clock.monotonic_s()
     trouble: list[str] = []
     try:
@@ -67,7 +68,7 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     switched = 0
     for port in ports:
         try:
-            switched += _bring(context, port, pid)
+            switched += _bring(context, port, pid, harmless)
         except UpgradeError as error:
             trouble.append(f"{port.label}: {error}")  # no VM keeps another from being served
     ended = clock.monotonic_s()
@@ -81,7 +82,7 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     return told | ({"trouble": trouble} if trouble else {})
 
 
-def _bring(context: Context, port: VmPort, pid: int) -> bool:
+def _bring(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool:
     """One VM's rings to the standby, unless QEMU has brought them there by itself. Returns whether we did it.
 
     QEMU may do the same at the same moment: it refuses one of the two, by owner and generation.
@@ -95,6 +96,13 @@ def _bring(context: Context, port: VmPort, pid: int) -> bool:
         standby = now.standby
         if standby is None or standby.pid != pid:
             return False  # nobody of ours stands by here: `reconnect` is for it
+        if now.owner_connected and now.owner_pid is not None and now.owner_pid not in harmless:
+            raise HostError(
+                "NOT_FENCED",
+                f"{port.label} is served by process {now.owner_pid}, which is not the switch of slot {context.source.name}",
+                state=f"{port.label} stays with that process",
+                next=f"ps -fp {now.owner_pid}",
+            )
         error: HostError | None = None
         if standby.ready or now.in_doubt:
             try:
