@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering check-qemu clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-takeover check-qemu clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ show-coordinator: stack ## all that the coordinator must show; PARTS="simulated 
 
 show-steering: venv ## all that steering must show; PARTS="contract encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)
+
+show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills" KILLS=20 VMS=4
+	$(PY) -m tests.show.takeover $(PARTS)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

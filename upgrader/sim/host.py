@@ -352,8 +352,14 @@ class SimHypervisor:
             raise refused("the owner does not answer")
         lives = now.owner_pid is not None and not fenced
         old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
-        gained = {"owner": now.standby.chardev, "owner_pid": now.standby.pid, "owner_connected": True}
-        new = replace(now, **gained, generation=generation + 1, standby=old)
+        new = replace(
+            now,
+            owner=now.standby.chardev,
+            owner_pid=now.standby.pid,
+            owner_connected=True,
+            generation=generation + 1,
+            standby=old,
+        )
         self._set(port, new)
         return SwitchResult(
             old.chardev, new.owner, new.generation, "command", fenced, 300_000, 3_000, 400_000, 10_000, 713_000

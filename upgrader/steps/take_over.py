@@ -48,14 +48,15 @@ class TakeOver:
 
 
 def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
-    """Fence, steering, rings; nothing else, and no record: this is what a VM waits for. Returns what each part took, us.
+    """Fence, steering, rings; nothing else, and no record: this is what a VM waits for. Returns when it began (CLOCK_REALTIME)
+    and what each part took, us.
 
     Steering goes first, since it is one message for all VMs; what it brings before the rings have moved would have been
     lost at the dead switch as well. Raises HostError, with nothing changed, when the old switch cannot be fenced.
     """
     clock, steering = context.host.clock, context.host.steering
     pid = context.target_pid()
-    started = clock.monotonic_s()
+    began_at_ns, started = clock.now_ns(), clock.monotonic_s()
     known = {p.ownership.owner_pid for p in ports if p.ownership and p.ownership.owner_pid is not None} - {pid}
     harmless = context.host.processes.fence(context.source, known)
     fenced = clock.monotonic_s()
@@ -73,6 +74,7 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
             trouble.append(f"{port.label}: {error}")  # no VM keeps another from being served
     ended = clock.monotonic_s()
     told: dict[str, object] = {
+        "began_at_ns": began_at_ns,
         "fence_us": round((fenced - started) * 1e6),
         "steer_us": round((steered - fenced) * 1e6),
         "rings_us": round((ended - steered) * 1e6),
