@@ -13,7 +13,7 @@ import pytest
 from tests.support.runs import Killed, SimRun, disarm, settled, sim_run, watch
 from upgrader.adapters.slot_control import threads_are_out
 from upgrader.core import takeover
-from upgrader.core.errors import BlockedError
+from upgrader.core.errors import BlockedError, HostError
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import Standby
 from upgrader.core.plan import Plan, PlanKind, Policy
@@ -25,6 +25,8 @@ from upgrader.engine.coordinator import make_plan
 from upgrader.engine.takeover import Guard, Resume, Taken, Todo
 from upgrader.sim.facts import ownership
 from upgrader.sim.host import refused
+from upgrader.steps import Context
+from upgrader.steps.take_over import take_over
 
 AUTOMATIC = TakeoverPolicy("automatic")
 
@@ -316,6 +318,57 @@ def test_a_process_that_is_no_slots_switch_keeps_its_vm(tmp_path: Path) -> None:
     assert own is not None
     assert own.owner_pid == 77
     assert run.world.owners()["vm0"] == "b"
+
+
+def test_a_vm_that_has_no_standby_yet_is_reached_by_libvirts_socket(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    vm = run.world.vms["vm1"]
+    run.world.vms["vm1"] = replace(vm, ownership=ownership("charnet0", run.world.pids["a"] or 0))  # restarted
+    run.world.die("a")
+    assert run.world.owners() == {"vm0": "b", "vm1": None}
+    todo = guard.look()
+    assert isinstance(todo, Taken)
+
+    def dial(name: str, count: int) -> None:
+        if name == "redirect vhu1":
+            run.world.vms["vm1"] = replace(vm, ownership=ownership("charnet0", run.world.pids["b"] or 0))
+
+    run.world.fault = dial
+    carry_out(run, todo)
+    assert run.world.owners() == {"vm0": "b", "vm1": "b"}
+    assert run.world.unreached() == []
+    assert run.world.trouble == []
+
+
+def test_one_vm_that_is_not_ready_keeps_no_other_waiting(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    run.world.fails_over = False
+    own = run.world.vms["vm0"].ownership
+    assert own is not None
+    assert own.standby is not None
+    busy = replace(own, standby=replace(own.standby, ready=False, reason="set-up"))
+    run.world.vms["vm0"] = replace(run.world.vms["vm0"], ownership=busy)
+    run.world.die("a")
+    began = run.world.now
+    moved: list[float] = []
+    run.world.fault = lambda name, count: moved.append(run.world.now) if name == "switch vm1" else None
+    assert isinstance(guard.look(), Taken)
+    assert moved == [began]
+    assert run.world.owners()["vm0"] is None
+
+
+def test_a_pid_file_that_names_the_standby_kills_nobody(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    armed(run)
+    made = plan(run, PlanKind.TAKEOVER)
+    run.world.pids["a"] = run.world.pids["b"]
+    context = Context(run.setup.host, made, run.setup.slots["a"], run.setup.slots["b"])
+    with pytest.raises(HostError) as error:
+        take_over(context, made.all_ports)
+    assert error.value.code == "PID_FILE_STALE"
+    assert "fence a" not in run.world.calls
 
 
 def test_the_standby_dies_and_is_replaced(tmp_path: Path) -> None:

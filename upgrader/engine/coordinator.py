@@ -100,20 +100,14 @@ class Coordinator:
         view = self.journal.begin(plan, setup.host.clock.now_ns())
         return self._engine(view, plan, setup, control, watch)
 
-    def record(self, plan: Plan, data: Data, control: Control, watch: Watcher) -> Engine:
-        """A run whose first step has been carried out before it could be recorded: what is left of a takeover."""
+    def record(self, plan: Plan, acted: Data, control: Control, watch: Watcher) -> Engine:
+        """A run whose first effects had no time to be recorded: what is left of a takeover. `acted` tells of them."""
         setup = self.setup()
         latest = self.journal.latest()
         if latest is not None and latest.state in UNFINISHED:
             self._supersede(latest, setup.host.clock.now_ns())
         view = self.journal.begin(plan, setup.host.clock.now_ns())
-        for event in (
-            Event(EventKind.INTENT, setup.host.clock.now_ns(), 0),
-            Event(EventKind.OUTCOME, setup.host.clock.now_ns(), 0, data),
-        ):
-            view = view.apply(event)
-            self.journal.append(view.heading.run_id, event)
-        return self._engine(view, plan, setup, control, watch)
+        return self._engine(view, plan, setup, control, watch, acted)
 
     def resume(self, control: Control, watch: Watcher) -> Engine:
         """The run that stopped half-way, to be carried on by `forward`. Raises BlockedError where there is none."""
@@ -156,8 +150,10 @@ class Coordinator:
             )
         return self._engine(view, self.journal.plan(view.heading.run_id), setup, control, watch)
 
-    def _engine(self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher) -> Engine:
-        return Engine(view, plan, setup.host, setup.slots, self.journal, control, watch)
+    def _engine(
+        self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None
+    ) -> Engine:
+        return Engine(view, plan, setup.host, setup.slots, self.journal, control, watch, acted)
 
     def _require_same_standby(self, view: RunView, plan: Plan, setup: Setup) -> None:
         """What the run prepared in the new switch is gone with that process."""

@@ -53,6 +53,7 @@ class Engine:
         journal: Journal,
         control: Control,
         watch: Watcher,
+        acted: Data | None = None,
     ) -> None:
         self.view = view
         self._plan = plan
@@ -61,7 +62,12 @@ class Engine:
         self._control = control
         self._watch = watch
         self._context = Context(
-            host, plan, slots[plan.source], slots[plan.target], stop_asked=lambda: control.asked() is not None
+            host,
+            plan,
+            slots[plan.source],
+            slots[plan.target],
+            stop_asked=lambda: control.asked() is not None,
+            acted=acted,
         )
 
     def forward(self, reason: str = "") -> RunView:

@@ -261,7 +261,7 @@ class Guard:
                 return
             try:
                 data = take_over(armed.hot, armed.hot.plan.all_ports)
-                self._taken = Taken(armed.hot.plan, {**data, "took_s": 0.0})
+                self._taken = Taken(armed.hot.plan, data)
             except UpgradeError as error:
                 log.error("not taken over", error=str(error))
                 self.standing = replace(self.standing, state=Protection.EXPOSED, reason=str(error), next=error.next)

@@ -26,7 +26,9 @@ class TakeOver:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        return {**take_over(context, context.plan.all_ports), **reconnect(context)}
+        """What was done before the run began is not done again, but looked at by `verify` as ever."""
+        acted = context.acted if context.acted is not None else take_over(context, context.plan.all_ports)
+        return {**acted, **reconnect(context)}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         left = [port.label for port, slot in context.owners() if slot != context.target.name]
@@ -56,6 +58,13 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     """
     clock, steering = context.host.clock, context.host.steering
     pid = context.target_pid()
+    if context.pid(context.source) == pid:
+        raise HostError(
+            "PID_FILE_STALE",
+            f"{context.source.vswitchd_pidfile} names process {pid}, which is the switch of slot {context.target.name}",
+            state="nothing was changed: each VM is with whoever served it",
+            next=f"rm {context.source.vswitchd_pidfile}   then: upgrade takeover",
+        )
     began_at_ns, started = clock.now_ns(), clock.monotonic_s()
     known = {p.ownership.owner_pid for p in ports if p.ownership and p.ownership.owner_pid is not None} - {pid}
     harmless = context.host.processes.fence(context.source, known)
@@ -67,11 +76,25 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
         trouble.append(f"steering: {error}")  # the rings are worth having all the same; the next step steers again
     steered = clock.monotonic_s()
     switched = 0
-    for port in ports:
-        try:
-            switched += _bring(context, port, pid, harmless)
-        except UpgradeError as error:
-            trouble.append(f"{port.label}: {error}")  # no VM keeps another from being served
+    waiting = list(ports)
+    deadline = steered + _SETTLE_S
+    while waiting:  # each VM once before any is waited for
+        again = []
+        for port in waiting:
+            try:
+                brought = _bring(context, port, pid, harmless)
+            except UpgradeError as error:
+                brought = None
+                if clock.monotonic_s() > deadline:
+                    trouble.append(f"{port.label}: {error}")
+            switched += brought is True
+            if brought is None:
+                again.append(port)
+        if again and clock.monotonic_s() > deadline:
+            break
+        waiting = again
+        if waiting:
+            clock.sleep(_POLL_S)
     ended = clock.monotonic_s()
     told: dict[str, object] = {
         "began_at_ns": began_at_ns,
@@ -84,40 +107,30 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     return told | ({"trouble": trouble} if trouble else {})
 
 
-def _bring(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool:
-    """One VM's rings to the standby, unless QEMU has brought them there by itself. Returns whether we did it.
+def _bring(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool | None:
+    """One VM's rings to the standby, unless QEMU has brought them there by itself.
 
-    QEMU may do the same at the same moment: it refuses one of the two, by owner and generation.
+    Returns whether we did it; None: not there yet. QEMU may do the same at the same moment: it refuses one of the two, by
+    owner and generation, and is asked again.
     """
-    host = context.host
-    deadline = host.clock.monotonic_s() + _SETTLE_S
-    while True:
-        now = host.hypervisor.ownership(port)
-        if now is None or owned_by(now, pid):
-            return False
-        standby = now.standby
-        if standby is None or standby.pid != pid:
-            return False  # nobody of ours stands by here: `reconnect` is for it
-        if now.owner_connected and now.owner_pid is not None and now.owner_pid not in harmless:
-            raise HostError(
-                "NOT_FENCED",
-                f"{port.label} is served by process {now.owner_pid}, which is not the switch of slot {context.source.name}",
-                state=f"{port.label} stays with that process",
-                next=f"ps -fp {now.owner_pid}",
-            )
-        error: HostError | None = None
-        if standby.ready or now.in_doubt:
-            try:
-                host.hypervisor.switch(port, now.owner, now.generation, fenced=True)
-            except HostError as refused:
-                error = refused
-            else:
-                return True
-        if host.clock.monotonic_s() > deadline:
-            if error:
-                raise error
-            return False
-        host.clock.sleep(_POLL_S)
+    hypervisor = context.host.hypervisor
+    now = hypervisor.ownership(port)
+    if now is None or owned_by(now, pid):
+        return False
+    standby = now.standby
+    if standby is None or standby.pid != pid:
+        return False  # nobody of ours stands by here: `reconnect` is for it
+    if now.owner_connected and now.owner_pid is not None and now.owner_pid not in harmless:
+        raise HostError(
+            "NOT_FENCED",
+            f"{port.label} is served by process {now.owner_pid}, which is not the switch of slot {context.source.name}",
+            state=f"{port.label} stays with that process",
+            next=f"ps -fp {now.owner_pid}",
+        )
+    if not standby.ready and not now.in_doubt:
+        return None
+    hypervisor.switch(port, now.owner, now.generation, fenced=True)
+    return True
 
 
 def reconnect(context: Context) -> Data:
@@ -131,11 +144,12 @@ def reconnect(context: Context) -> Data:
     dialled = []
     for port in context.plan.all_ports:
         now, binding = host.hypervisor.ownership(port), bound.get(port.interface)
-        if now is None or owned_by(now, pid) or binding is None or not binding.fresh:
+        if now is None or owned_by(now, pid) or binding is None or now.owner_connected:
             continue
         if now.standby is not None and now.standby.pid == pid:
             continue
-        host.resources.redirect(binding.socket, binding.origin)
+        if binding.fresh:
+            host.resources.redirect(binding.socket, binding.origin)
         dialled.append(port)
     deadline = host.clock.monotonic_s() + _CONNECT_S
     while host.clock.monotonic_s() < deadline and not all(_served(context, port, pid) for port in dialled):
