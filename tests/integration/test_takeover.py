@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -9,7 +12,7 @@ import pytest
 
 from tests.integration.test_upgrade import all_reachable
 from tests.support.killing import coordinator_pid, latest, settled, verb, wait_until
-from tests.support.lab_host import LabHost
+from tests.support.lab_host import LabHost, upgrade
 from tests.support.protection import await_state, daemon, kill_active, kill_coordinator, protection, takeover_policy
 from upgrader.core.errors import Exit
 from upgrader.core.lifecycle import RunState
@@ -30,8 +33,8 @@ pytestmark = [
 def disarmed(lab: Lab) -> Iterator[None]:
     """Whatever a test leaves, the next one begins with one switch and no daemon."""
     yield
-    verb(lab, "disarm", "--yes")
     host = LabHost(lab)
+    wait_until(lambda: verb(lab, "disarm", "--yes").returncode == Exit.DONE, "the end of what goes on", 60)
     wait_until(lambda: coordinator_pid(host) is None, "the coordinator's end", 30)
 
 
@@ -46,7 +49,7 @@ def arm(lab: Lab) -> tuple[LabHost, SlotName]:
 
 
 def owners(host: LabHost) -> list[int | None]:
-    return [p.ownership.owner_pid for p in host.facts().ports if p.ownership]
+    return [vm.ownership.owner_pid for vm in host.host.hypervisor.vm_interfaces() if vm.ownership]
 
 
 def finished(host: LabHost) -> bool:
@@ -102,6 +105,27 @@ def test_with_the_daemon_dead_qemu_brings_the_rings_and_a_new_daemon_all_else(la
             assert all_reachable(lab)
 
 
+def test_the_old_switch_that_an_upgrade_kept_is_the_standby_and_a_restarted_vm_is_looked_after(lab: Lab) -> None:
+    with takeover_policy(lab, "automatic", max_per_hour=1):
+        before = LabHost(lab).active()
+        kept = LabHost(lab).pid(before)
+        done = upgrade(lab.config_path, "--yes", "--keep-old")
+        assert done.returncode == Exit.DONE, done.stderr
+        host, active = arm(lab)
+        assert (active, host.pid(before)) == (other_slot(before), kept)
+        domains.restart(lab.spec, lab.guests[0])
+        wait_until(lambda: all_reachable(lab), "the restarted VM", 60)
+        await_state(lab, "armed")
+        assert set(owners(host)) == {host.pid(active)}
+        kill_active(host, active)
+        wait_until(lambda: finished(host), "the takeover's end", 60)
+        assert host.pid(before) == kept
+        assert host.served_by(before)
+        assert all_reachable(lab)
+        await_state(lab, "exposed")
+        assert "max_per_hour" in protection(lab)["reason"]
+
+
 def test_by_hand_from_a_switch_that_lives(lab: Lab) -> None:
     with takeover_policy(lab, "manual"):
         host, active = arm(lab)
@@ -115,6 +139,24 @@ def test_by_hand_from_a_switch_that_lives(lab: Lab) -> None:
         assert host.served_by(standby)
         assert all_reachable(lab)
         await_state(lab, "armed", 60)  # rearm is on, and no VM is touched by that
+
+
+def test_by_hand_from_a_switch_that_hangs(lab: Lab) -> None:
+    with takeover_policy(lab, "manual"):
+        host, active = arm(lab)
+        pid = host.pid(active)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            done = verb(lab, "takeover", "--yes", "--json")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        assert done.returncode == Exit.DONE, done.stderr
+        assert time.monotonic() - started < 30, "nothing waited for an answer of the one that hangs"
+        assert host.served_by(other_slot(active))
+        assert all_reachable(lab)
 
 
 def test_manual_waits_for_a_person_and_says_what_to_type(lab: Lab) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import Killed, SimRun, disarm, settled, sim_run, watch
+from upgrader.adapters.journal import plan_to_json
 from upgrader.adapters.slot_control import threads_are_out
 from upgrader.core import takeover
 from upgrader.core.errors import BlockedError, HostError
@@ -257,6 +259,35 @@ def test_the_thread_that_waits_takes_over_by_itself(tmp_path: Path) -> None:
     assert latest is not None
     assert (latest.heading.kind, latest.state) == ("takeover", RunState.DONE)
     assert "fence_us" in latest.steps[0].data
+
+
+def test_a_person_need_not_wait_for_what_waits_for_a_switch_that_hangs(tmp_path: Path) -> None:
+    run = host(tmp_path, policy=TakeoverPolicy("manual"))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner = Runner(run.coordinator)
+    made = plan_to_json(plan(run, PlanKind.TAKEOVER))
+    hangs, dead = threading.Event(), threading.Event()
+
+    def hang(name: str, count: int) -> HostError | None:
+        if name == "copy br-int" and not dead.is_set():
+            hangs.set()
+            assert dead.wait(10)
+            return refused("the connection was closed")
+        if name == "failover b":
+            dead.set()
+        return None
+
+    run.world.fault = hang
+    keeper = threading.Thread(target=runner.keep)
+    keeper.start()
+    assert hangs.wait(10)
+    started = runner.begin(made)
+    keeper.join(10)
+    runner.join(10)
+    view = run.journal.view(started["run_id"])
+    assert view is not None
+    assert view.state is RunState.DONE
+    settled(run.world, "b")
 
 
 def test_manual_waits_for_a_person(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def takeover(facts: HostFacts, policy: Policy) -> Plan:
     bound = standing_bindings(ports, switch, facts.slot(target).slot) if switch else ()
     old, new = facts.slot(source), facts.slot(target)
     return takeover_plan(
-        facts.host, source, target, ports, bound, (old.running_version, new.running_version), tuple(found), policy
+        facts.host, source, target, ports, bound, (old.installed_version, new.installed_version), tuple(found), policy
     )
 
 

@@ -14,6 +14,7 @@ import structlog
 
 from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
+from upgrader.core.plan import Plan, PlanKind
 from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
 from upgrader.engine.control import Control, Request
 from upgrader.engine.coordinator import Coordinator
@@ -21,6 +22,8 @@ from upgrader.engine.run import Engine
 from upgrader.engine.takeover import Guard, Resume, Taken, Todo
 
 log = structlog.get_logger(__name__)
+
+_SOON_S = 1.0
 
 
 class Started(TypedDict):
@@ -59,8 +62,24 @@ class Runner:
                 state="nothing was changed",
                 next="upgrade plan --out FILE",
             ) from error
+        if plan.kind is PlanKind.TAKEOVER and not self.busy and not self._quiet():
+            return self._take_over(plan)
         with self._free():
             return self._start(self._coordinator.begin(plan, self._control, _log_event), back=False)
+
+    def _quiet(self) -> bool:
+        """Whether `keep` is not at work, or ends soon."""
+        quiet = self._lock.acquire(timeout=_SOON_S)
+        if quiet:
+            self._lock.release()
+        return quiet
+
+    def _take_over(self, plan: Plan) -> Started:
+        """Act before the record: `keep` may wait for the very switch that hangs, and is freed by its death."""
+        self._coordinator.require(plan)
+        acted = self.guard.act_now(plan)
+        with self._free():
+            return self._start(self._coordinator.record(plan, acted, self._control, _log_event), back=False)
 
     def resume(self) -> Started:
         with self._free():

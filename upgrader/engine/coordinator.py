@@ -68,6 +68,11 @@ class Coordinator:
 
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
+        self.require(plan)
+        return self.record(plan, None, control, watch)
+
+    def require(self, plan: Plan) -> None:
+        """Raise BlockedError where findings, the run before, or the host forbid a run of this plan. Changes nothing."""
         if plan.blocking:
             raise BlockedError(
                 "BLOCKED",
@@ -94,14 +99,9 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade plan   (and read it again)",
             )
-        setup = self.setup()
-        if unfinished and latest:
-            self._supersede(latest, setup.host.clock.now_ns())
-        view = self.journal.begin(plan, setup.host.clock.now_ns())
-        return self._engine(view, plan, setup, control, watch)
 
-    def record(self, plan: Plan, acted: Data, control: Control, watch: Watcher) -> Engine:
-        """A run whose first effects had no time to be recorded: what is left of a takeover. `acted` tells of them."""
+    def record(self, plan: Plan, acted: Data | None, control: Control, watch: Watcher) -> Engine:
+        """A new run of a plan that may begin. `acted` tells of first effects that had no time to be recorded."""
         setup = self.setup()
         latest = self.journal.latest()
         if latest is not None and latest.state in UNFINISHED:
@@ -183,7 +183,8 @@ def make_plan(
 ) -> tuple[HostFacts, Plan]:
     """What a run would do now. Reads the host, changes nothing."""
     host = setup.host
-    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter)
+    asks = kind is not PlanKind.TAKEOVER  # the one to be taken over from may hang
+    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter, ask_switches=asks)
     capabilities = host.steering.capabilities()
     match kind:
         case PlanKind.ARM:
