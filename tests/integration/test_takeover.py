@@ -13,7 +13,15 @@ import pytest
 from tests.integration.test_upgrade import all_reachable
 from tests.support.killing import coordinator_pid, latest, settled, verb, wait_until
 from tests.support.lab_host import LabHost, upgrade
-from tests.support.protection import await_state, daemon, kill_active, kill_coordinator, protection, takeover_policy
+from tests.support.protection import (
+    await_state,
+    daemon,
+    kill_active,
+    kill_coordinator,
+    protection,
+    restart_vm,
+    takeover_policy,
+)
 from upgrader.core.errors import Exit
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import SlotName, other_slot
@@ -113,7 +121,7 @@ def test_the_old_switch_that_an_upgrade_kept_is_the_standby_and_a_restarted_vm_i
         assert done.returncode == Exit.DONE, done.stderr
         host, active = arm(lab)
         assert (active, host.pid(before)) == (other_slot(before), kept)
-        domains.restart(lab.spec, lab.guests[0])
+        restart_vm(lab, lab.guests[0].name)
         wait_until(lambda: all_reachable(lab), "the restarted VM", 60)
         await_state(lab, "armed")
         assert set(owners(host)) == {host.pid(active)}

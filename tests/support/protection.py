@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.support.killing import coordinator_pid, verb, wait_until
 from tests.support.lab_host import LabHost
+from upgrader.adapters import gate
 from upgrader.core.model import SlotName
 from upgrader.lab.up import Lab
 
@@ -64,6 +65,15 @@ def kill_coordinator(host: LabHost) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: coordinator_pid(host) is None, "the coordinator's end")
+
+
+def restart_vm(lab: Lab, name: str) -> None:
+    """End a guest's QEMU and start another one, as a person does it."""
+    virsh = ["virsh", "-c", lab.spec.libvirt_uri]
+    xml = lab.spec.directory / "vm.xml"
+    xml.write_text(gate.run([*virsh, "dumpxml", name]).stdout)
+    gate.run([*virsh, "destroy", name])
+    gate.run([*virsh, "create", str(xml)], timeout_s=60)
 
 
 @contextmanager
