@@ -217,6 +217,25 @@ def test_a_restarted_vm_that_found_the_standby_first_goes_back_and_nobody_is_kil
     assert run.world.trouble == []
 
 
+def test_a_standby_that_acknowledges_and_has_no_device_is_connected_anew(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    up = run.world.switch
+    down = tuple(replace(i, link_state="down") if i.name == "vhu1" else i for i in up.interfaces)
+    run.world.switch = replace(up, interfaces=down)
+    before = len(run.world.calls)
+    for _ in range(3):
+        assert guard.look() is None
+        assert guard.standing.state is Protection.STALE
+        assert "its port is down" in guard.standing.reason
+    done = [c for c in run.world.calls[before:] if c.endswith("hostnet0") or c.startswith("attach")]
+    assert done == ["drop vm1 hotup-b-hostnet0", "attach vm1"]
+    run.world.switch = up
+    guard.look()
+    assert guard.standing.state is Protection.ARMED
+    assert run.world.trouble == []
+
+
 # --- takeover
 
 

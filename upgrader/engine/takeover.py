@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
 
 import structlog
 
@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 _FOLLOW_S = 5.0  # between two copies of what controllers and the network taught the active
 _AGAIN_S = 30.0  # between two attempts to arm a host
+_SILENT = 3  # looks after which a connection is made anew
 _RUNS = 200  # of the journal, looked at for the last wish and the last takeovers
 
 
@@ -70,7 +71,10 @@ Todo = Plan | Taken | Resume | None
 
 @dataclass(slots=True)
 class _Armed:
-    """A standby that stands by. `hot` is for the takeover alone; `cold` keeps the standby what the active is."""
+    """A standby that stands by. `hot` is for the takeover alone; `cold` keeps the standby what the active is.
+
+    silent  by VM, how many looks in a row QEMU called the standby ready and the standby's port was down
+    """
 
     run_id: int
     plan: Plan
@@ -79,6 +83,7 @@ class _Armed:
     followed_s: float | None = None
     automatic: bool = False
     watch: _Watch | None = None
+    silent: dict[str, int] = field(default_factory=dict)
 
 
 class Guard:
@@ -219,6 +224,7 @@ class Guard:
             self._prepare(setup, armed)
             cold = armed.cold
             lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
+            lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
             now_s = cold.host.clock.monotonic_s()
             if armed.followed_s is None or now_s - armed.followed_s > _FOLLOW_S:
                 armed.followed_s = None
@@ -354,6 +360,31 @@ def _ports(context: Context) -> tuple[tuple[VmPort, ...], tuple[PortBinding, ...
     ports, _ = join(context.host.hypervisor.vm_interfaces(), switch, context.host.vni_key)
     ports = tuple(without_rings(p) for p in ports)
     return ports, standing_bindings(ports, switch, context.target)
+
+
+def _silent(armed: _Armed, known: Collection[str]) -> list[str]:
+    """VMs on which the standby acknowledged everything and has no device for all that: their connection is made anew.
+
+    Seen with a switch that a restarted VM had found first: DPDK waits for a status that only an owner is sent.
+    """
+    context = armed.cold
+    up = {i.name for i in context.host.database.read(context.target).vhost_interfaces() if i.link_state == "up"}
+    before, armed.silent = armed.silent, {}
+    found = []
+    for port in context.plan.ports:
+        if port.label in known or port.interface in up:
+            continue
+        now = context.host.hypervisor.ownership(port)
+        if now is None or now.standby is None or not any(r.enabled for r in now.rings):
+            continue  # a guest without a driver has no device for anybody
+        count = armed.silent[port.label] = before.get(port.label, 0) + 1
+        found.append(f"{port.label}: slot {context.target.name} acknowledges, and its port is down")
+        if count == _SILENT:
+            log.warning("the standby's connection is made anew", vm=port.label)
+            context.host.hypervisor.drop_connection(port, now.standby.chardev)
+            attach(context, port, next(b for b in context.plan.bindings if b.interface == port.interface))
+            armed.silent.pop(port.label)
+    return found
 
 
 def _attached(context: Context, port: VmPort) -> str:
