@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication check-flower check-qemu clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover check-flower check-qemu clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ check-flower: venv ## steering by tc flower, in a guest whose kernel has it (dow
 
 show-steering: venv ## all that steering must show; PARTS="contract flower encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)
+
+show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills" KILLS=20 VMS=4
+	$(PY) -m tests.show.takeover $(PARTS)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

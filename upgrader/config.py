@@ -15,6 +15,7 @@ from upgrader.core.errors import UsageError
 from upgrader.core.finding import Acceptable
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Policy
+from upgrader.core.takeover import TakeoverPolicy
 
 DEFAULT_PATH = Path("/etc/ovs-upgrade/config.toml")
 PATH_VARIABLE = "OVS_UPGRADE_CONFIG"
@@ -158,6 +159,19 @@ class SimulatedConfig(_Section):
         return {"nic": {"pf": "simulated"}, "slots": slots, "host": host}
 
 
+class TakeoverConfig(_Section):
+    """What is done when a switch dies; see `upgrader.core.takeover.TakeoverPolicy`. Read anew every few seconds."""
+
+    policy: Literal["off", "manual", "automatic"] = Field(
+        default="manual", description="what is done when the active dies"
+    )
+    max_per_hour: int = Field(
+        default=3, ge=1, le=1000, description="after so many takeovers within an hour nothing more is done by itself"
+    )
+    rearm: bool = Field(default=True, description="a new standby is started after a takeover")
+    maintenance: bool = Field(default=False, description="nothing is done by itself")
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -165,6 +179,7 @@ class Config(_Section):
     nic: NicConfig
     slots: dict[SlotName, SlotConfig]
     policy: PolicyConfig = PolicyConfig()
+    takeover: TakeoverConfig = TakeoverConfig()
     simulated: SimulatedConfig | None = Field(
         default=None, description="a simulated host in the place of `nic` and `slots`"
     )
@@ -208,6 +223,10 @@ class Config(_Section):
         """The part of [policy] that a plan carries with it."""
         p = self.policy
         return Policy(p.blackout_budget_us, p.canary_check_s, p.soak_s, p.on_failure, p.keep_old)
+
+    def takeover_policy(self) -> TakeoverPolicy:
+        t = self.takeover
+        return TakeoverPolicy(t.policy, t.max_per_hour, t.rearm, t.maintenance)
 
     def adopted(self) -> SlotName | None:
         """The slot whose switch was started in the well-known directory itself, as a distribution does it."""

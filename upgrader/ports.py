@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +46,17 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
+    def watch(self, slot: Slot) -> int | None:
+        """A descriptor that is readable once the slot's switch has ended, None where none runs; the caller closes it."""
+
+    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
+        """SIGKILL the slot's switch where it lives, and return once none of its threads will run in user space again.
+
+        That is before the kernel has unmapped its memory and closed its sockets. `pids`: processes that were known to be
+        the slot's switch, in case the pid file tells of none any more. Returns those that are proved harmless; a living
+        process that is not the slot's is left alone and is not among them. Idempotent; raises HostError when a thread stays.
+        """
+
     def start_at_boot(self, slot: Slot) -> None:
         """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
 

@@ -70,6 +70,7 @@ def setup(config: Config) -> Setup:
         accept=config.policy.accept,
         policy=config.run_policy(),
         adapter="simulated" if config.simulated else config.nic.adapter,
+        takeover=config.takeover_policy(),
     )
 
 

@@ -25,6 +25,7 @@ from upgrader.config import (
     load,
 )
 from upgrader.core.errors import Exit, UsageError
+from upgrader.core.takeover import TakeoverPolicy
 
 SOUND = """
 [nic]
@@ -221,3 +222,17 @@ def test_a_unit_that_wants_systemd_refuses_children(tmp_path: Path, monkeypatch:
     assert raised.value.code == "SUPERVISOR_NOT_AS_UNIT"
     units = load(written(tmp_path, SOUND + '[host]\nsupervisor = "systemd"\n'))
     assert isinstance(wiring.processes(units), SlotSystemd)
+
+
+def test_takeover_is_manual_unless_somebody_says_so(tmp_path: Path) -> None:
+    assert load(written(tmp_path, SOUND)).takeover_policy() == TakeoverPolicy("manual", 3, True, False)
+    text = SOUND + '[takeover]\npolicy = "automatic"\nmax_per_hour = 1\nrearm = false\nmaintenance = true\n'
+    assert load(written(tmp_path, text)).takeover_policy() == TakeoverPolicy("automatic", 1, False, True)
+    assert wiring.setup(load(written(tmp_path, text))).takeover.policy == "automatic"
+
+
+@pytest.mark.parametrize("line", ['policy = "always"', "max_per_hour = 0", "standby = true"])
+def test_takeover_refuses_what_it_does_not_know(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(written(tmp_path, f"{SOUND}[takeover]\n{line}\n"))
+    assert "takeover" in error.value.what

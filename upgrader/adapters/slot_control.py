@@ -6,6 +6,8 @@ import os
 import re
 import select
 import signal
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,9 @@ SWITCH, DATABASE = "ovs-vswitchd", "ovsdb-server"
 
 _STOP_S = 10.0  # a daemon may take for its exit,
 _KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
+_FENCE_S = 5.0  # threads of a killed process may take until they are on their way out
+_FENCE_POLL_S = 0.0002
+_EXITING = 0x4  # PF_EXITING (linux/sched.h): set before anything is released; such a thread never returns to user space
 
 
 def slot_env(slot: Slot) -> dict[str, str]:
@@ -123,6 +128,86 @@ class SlotControl:
         pid = live_pid(slot.vswitchd_pidfile, SWITCH)
         if pid is not None:
             _end(pid, 0.0)
+
+    def watch(self, slot: Slot) -> int | None:
+        """A pidfd (pidfd_open(2)): readable when the last thread has ended."""
+        pid = live_pid(slot.vswitchd_pidfile, SWITCH)
+        if pid is None:
+            return None
+        try:
+            return os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
+
+    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
+        """By the state of every thread in /proc (proc_pid_stat(5)): a big process is fenced long before it is gone."""
+        named = _pid_in(slot.vswitchd_pidfile)
+        return frozenset(
+            pid for pid in {*pids, *({named} if named is not None else ())} if _fence(slot, pid, named=pid == named)
+        )
+
+
+def _pid_in(pidfile: Path) -> int | None:
+    try:
+        return int(pidfile.read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
+def _fence(slot: Slot, pid: int, *, named: bool) -> bool:
+    """Whether the process is proved harmless. One that the pid file does not name is killed only if it was started as
+    the slot's: numbers are given out anew."""
+    try:
+        handle = os.pidfd_open(pid)  # from here on the number stays this process's
+    except OSError:
+        return True
+    try:
+        if not _is(pid, SWITCH) or not (named or started_with(pid, f"--pidfile={slot.vswitchd_pidfile}")):
+            # its command line is empty once its memory is gone
+            return bool(select.select([handle], [], [], 0)[0]) or threads_are_out(pid)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        deadline = time.monotonic() + _FENCE_S
+        while not select.select([handle], [], [], 0)[0] and not threads_are_out(pid):
+            if time.monotonic() > deadline:
+                raise HostError(
+                    "NOT_FENCED",
+                    f"ovs-vswitchd of slot {slot.name} (pid {pid}) was killed, and a thread of it has not ended "
+                    f"after {_FENCE_S:g} s (uninterruptible sleep?)",
+                    state="nothing was switched: each VM is with whoever served it",
+                    next=f"cat /proc/{pid}/task/*/stack   then, when it is gone: upgrade takeover",
+                )
+            time.sleep(_FENCE_POLL_S)
+    finally:
+        os.close(handle)
+    return True
+
+
+def threads_are_out(pid: int) -> bool:
+    """Whether every thread of a process that was killed is exiting, or has: none will run in user space again.
+
+    A killed process makes no new threads (clone(2) fails with a fatal signal pending).
+    """
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return True
+    for thread in threads:
+        try:
+            fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended between the list and the look
+        state, flags = fields[0], int(fields[6])  # the third and the ninth of the line
+        if state not in ("Z", "X") and not flags & _EXITING:
+            return False
+    return True
+
+
+def _is(pid: int, program: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == program[:15]
+    except OSError:
+        return False
 
 
 def prepare_database(slot: Slot, image: Path | None) -> None:

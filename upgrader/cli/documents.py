@@ -15,6 +15,7 @@ from upgrader.core.lifecycle import RunState, VmState
 from upgrader.core.model import SlotName
 from upgrader.core.plan import Plan, StepKind
 from upgrader.core.report import SCHEMA_VERSION, RunReport, report
+from upgrader.core.takeover import Standing
 
 if TYPE_CHECKING:
     from upgrader.config import Config
@@ -81,13 +82,15 @@ class StatusDocument:
     run: RunDocument | None
     vms: dict[str, VmState]
     facts: Recorded | None
+    protection: Standing
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryLine:
-    """One run. steps: how many its plan has; generation: of the coordinator that began it."""
+    """One run. kind: of its plan; steps: how many that has; generation: of the coordinator that began it."""
 
     run_id: int
+    kind: str
     plan_id: str
     host: str
     source: SlotName
@@ -148,12 +151,13 @@ def run_document(told: RunReport) -> RunDocument:
     return RunDocument(**{f.name: getattr(told, f.name) for f in fields(RunReport)})
 
 
-def status_document(view: RunView | None, coordinator: int | None) -> StatusDocument:
+def status_document(view: RunView | None, coordinator: int | None, protection: Standing) -> StatusDocument:
     return StatusDocument(
         coordinator_pid=coordinator,
         run=run_document(report(view)) if view else None,
         vms=view.vms() if view else {},
         facts=recorded(view) if view else None,
+        protection=protection,
     )
 
 

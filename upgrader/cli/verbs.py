@@ -142,7 +142,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
-    from upgrader.cli import render
+    from upgrader.cli import protection, render
     from upgrader.core.journal import recorded
     from upgrader.core.report import report
     from upgrader.engine.lock import holder
@@ -158,10 +158,11 @@ def status(
     if as_json:
         from upgrader.cli import documents
 
-        documents.show(documents.status_document(view, pid))
+        documents.show(documents.status_document(view, pid, protection.standing(settings, journal)))
         return
     told = _for_the_person(of(context), report(view)) if view else None
     render.show_status(out, view, recorded(view) if view else None, told, pid, of(context).command)
+    protection.show(out, protection.standing(settings, journal))
 
 
 def pause(context: typer.Context, as_json: Json = False) -> None:
@@ -254,7 +255,9 @@ def config_validate(context: typer.Context) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Mount the verbs in the order in which a person meets them."""
-    for verb in (check, plan, run, status, pause, resume, abort, rollback, history, report):
+    from upgrader.cli.protection import arm, disarm, takeover
+
+    for verb in (check, plan, run, status, pause, resume, abort, rollback, arm, disarm, takeover, history, report):
         app.command()(verb)
     app.add_typer(config_app)
 

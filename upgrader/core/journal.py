@@ -61,6 +61,7 @@ class Heading:
     """What stands over a run's events.
 
     generation   of the coordinator that began it
+    kind         of its plan, `core.plan.PlanKind`
     """
 
     run_id: int
@@ -74,6 +75,7 @@ class Heading:
     steps: tuple[PlannedLine, ...]
     started_at_ns: int
     generation: int
+    kind: str = "upgrade"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ def heading(run_id: int, plan: Plan, at_ns: int, generation: int) -> Heading:
         steps=tuple(PlannedLine(str(s.kind), s.title, s.port.label if s.port else None) for s in plan.steps),
         started_at_ns=at_ns,
         generation=generation,
+        kind=str(plan.kind),
     )
 
 

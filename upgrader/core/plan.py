@@ -30,6 +30,22 @@ class StepKind(StrEnum):
     PROMOTE = "promote"
     SOAK = "soak"
     RETIRE = "retire"
+    TAKE_OVER = "take-over"
+
+
+class PlanKind(StrEnum):
+    """What a run is for.
+
+    UPGRADE   VMs move from one slot to the other
+    ARM       a standby is started and attached, and stays; no VM moves
+    DISARM    the standby is ended
+    TAKEOVER  the active is dead, or is killed: everything goes to the standby; there is no way back
+    """
+
+    UPGRADE = "upgrade"
+    ARM = "arm"
+    DISARM = "disarm"
+    TAKEOVER = "takeover"
 
 
 OnFailure = Literal["back", "stay", "ask"]
@@ -92,6 +108,7 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     findings: tuple[Finding, ...]
     policy: Policy = Policy()
+    kind: PlanKind = PlanKind.UPGRADE
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
@@ -152,7 +169,7 @@ def _plan(
 ) -> Plan:
     strategy = choose(capabilities, len(facts.ports), accept)
     old, new = facts.slot(source), facts.slot(target)
-    every = tuple(_without_rings(p) for p in facts.ports)
+    every = tuple(without_rings(p) for p in facts.ports)
     to_move = tuple(p for p in every if start or facts.serving(p) != target)
     bound: tuple[PortBinding, ...] = ()
     if start and facts.switch:
@@ -193,9 +210,8 @@ def _plan(
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
     if not policy.keep_old:
         steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))
-    content = repr((facts.host, source, target, old.status, new.installed_version, strategy.name, bound, steps, policy))
     return Plan(
-        id=hashlib.sha256(content.encode()).hexdigest()[:12],
+        id=plan_id(facts.host, source, target, old.status, new.installed_version, strategy.name, bound, steps, policy),
         host=facts.host,
         source=source,
         target=target,
@@ -212,7 +228,12 @@ def _plan(
     )
 
 
-def _without_rings(port: VmPort) -> VmPort:
+def plan_id(*content: object) -> str:
+    """The same for plans that do the same."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+
+
+def without_rings(port: VmPort) -> VmPort:
     """Ring indexes run on while a plan is read; it does not stand on them."""
     return replace(port, ownership=replace(port.ownership, rings=())) if port.ownership else port
 

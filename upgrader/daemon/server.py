@@ -7,6 +7,7 @@ import os
 import socketserver
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,12 +15,16 @@ import structlog
 
 from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
+from upgrader.core.plan import Plan, PlanKind
 from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
 from upgrader.engine.control import Control, Request
 from upgrader.engine.coordinator import Coordinator
 from upgrader.engine.run import Engine
+from upgrader.engine.takeover import Guard, Resume, Taken, Todo
 
 log = structlog.get_logger(__name__)
+
+_SOON_S = 1.0
 
 
 class Started(TypedDict):
@@ -38,6 +43,8 @@ class Runner:
         self._thread: threading.Thread | None = None
         self._control = Control()
         self._engine: Engine | None = None
+        self.news = threading.Event()  # something has happened that `keep` should look at
+        self.guard = Guard(coordinator, self.news.set)
 
     @property
     def busy(self) -> bool:
@@ -56,8 +63,24 @@ class Runner:
                 state="nothing was changed",
                 next="upgrade plan --out FILE",
             ) from error
+        if plan.kind is PlanKind.TAKEOVER and not self.busy and not self._quiet():
+            return self._take_over(plan)
         with self._free():
             return self._start(self._coordinator.begin(plan, self._control, _log_event), back=False)
+
+    def _quiet(self) -> bool:
+        """Whether `keep` is not at work, or ends soon."""
+        quiet = self._lock.acquire(timeout=_SOON_S)
+        if quiet:
+            self._lock.release()
+        return quiet
+
+    def _take_over(self, plan: Plan) -> Started:
+        """Act before the record: `keep` may wait for the very switch that hangs, and is freed by its death."""
+        plan = self._coordinator.require(plan)
+        acted = self.guard.act_now(plan)
+        with self._free():
+            return self._start(self._coordinator.record(plan, acted, self._control, _log_event), back=False)
 
     def resume(self) -> Started:
         with self._free():
@@ -90,6 +113,24 @@ class Runner:
                     self._coordinator.keep()
                 except UpgradeError as error:
                     log.warning("could not be kept right", error=str(error))
+                try:
+                    self._carry_on(self.guard.look())
+                except UpgradeError as error:
+                    log.warning("protection", error=str(error), next=error.next)
+                    self.guard.failed(error)
+
+    def _carry_on(self, todo: Todo) -> None:
+        """Begin what the guard found to be done."""
+        if todo is None:
+            return
+        self._control = Control()
+        if isinstance(todo, Taken):
+            engine = self._coordinator.record(todo.plan, todo.data, self._control, _log_event)
+        elif isinstance(todo, Resume):
+            engine = self._coordinator.resume(self._control, _log_event)
+        else:
+            engine = self._coordinator.begin(todo, self._control, _log_event)
+        self._start(engine, back=False)
 
     def join(self, timeout_s: float | None = None) -> None:
         if self._thread is not None:
@@ -109,6 +150,7 @@ class Runner:
             yield
 
     def _start(self, engine: Engine, *, back: bool) -> Started:
+        self.guard.suspend()
         self._engine = engine
         started = self._now()
         self._thread = threading.Thread(target=self._carry_out, args=(engine, back), name="run", daemon=True)
@@ -128,6 +170,8 @@ class Runner:
             log.error("run stopped", error=str(error))
         except Exception:
             log.exception("run stopped by a fault of ours")
+        finally:
+            self.news.set()
 
 
 def _log_event(_view: RunView, event: Event) -> None:
@@ -183,7 +227,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def close_if_idle(self, linger_s: float) -> bool:
         """Let nobody in any more, if nobody has been here for so long."""
         with self._door:
-            self._closing = self.idle_s > linger_s
+            self._closing = self.idle_s > linger_s and not self.runner.guard.wanted
             return self._closing
 
     def server_close(self) -> None:
@@ -237,6 +281,8 @@ class _Handler(socketserver.StreamRequestHandler):
         match method:
             case "ping":
                 return {"pid": os.getpid(), "busy": server.runner.busy}
+            case "protection":
+                return asdict(server.runner.guard.standing)
             case "run":
                 server.require_config(str(params["config"]))
                 return {**server.runner.begin(str(params["plan"]))}

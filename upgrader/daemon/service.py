@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import structlog
@@ -18,7 +17,7 @@ from upgrader.core.errors import UpgradeError
 from upgrader.daemon.logs import set_up
 from upgrader.daemon.notify import notify, watchdog_s
 from upgrader.daemon.protocol import error_fields
-from upgrader.daemon.server import Server
+from upgrader.daemon.server import Runner, Server
 from upgrader.engine.control import Request
 from upgrader.engine.lock import host_lock
 from upgrader.wiring import coordinator
@@ -48,24 +47,37 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         _tell(tell, {"ready": True})
         notify("READY=1")
         beat_s = watchdog_s()
-        kept = 0.0
+        keeper = threading.Thread(target=_keep, args=(server.runner, stop), name="keep", daemon=True)
+        keeper.start()
         try:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
                 if beat_s:
                     notify("WATCHDOG=1")
-                if time.monotonic() - kept > _KEEP_S:
-                    server.runner.keep()
-                    kept = time.monotonic()
                 if linger and server.close_if_idle(LINGER_S):
                     break
         finally:
             notify("STOPPING=1")
+            stop.set()
             server.shutdown()
             server.server_close()
+            server.runner.news.set()
+            keeper.join(_LAST_STEP_S)
+            server.runner.guard.suspend()
             if server.runner.busy:
                 server.runner.ask(Request.PAUSE)
                 server.runner.join(_LAST_STEP_S)
             journal.close()
+
+
+def _keep(runner: Runner, stop: threading.Event) -> None:
+    """Now and then, and at once when there is news; in a thread of its own, since it may wait for parts of the host."""
+    while not stop.is_set():
+        try:
+            runner.keep()
+        except Exception:
+            log.exception("keeping failed by a fault of ours")
+        runner.news.wait(_KEEP_S)
+        runner.news.clear()
 
 
 def _tell(tell: int | None, words: dict[str, object]) -> None:

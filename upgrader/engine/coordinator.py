@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
+from upgrader.core import arming
 from upgrader.core import plan as planning
 from upgrader.core.errors import BlockedError, UpgradeError
-from upgrader.core.journal import Event, EventKind, RunView, recorded
+from upgrader.core.journal import Data, Event, EventKind, RunView, recorded
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
-from upgrader.core.plan import Plan, Policy, StepKind
+from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
+from upgrader.core.takeover import TakeoverPolicy
 from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
@@ -33,38 +35,46 @@ class Setup:
     accept: tuple[str, ...]
     policy: Policy
     adapter: str
+    takeover: TakeoverPolicy = field(default_factory=TakeoverPolicy)
 
 
 class Coordinator:
     """Stands on a journal that it has claimed. `setup` is called anew for each plan and run, so that the file counts."""
 
     def __init__(self, setup: Callable[[], Setup], journal: Journal) -> None:
-        self._setup = setup
-        self._journal = journal
+        self.setup = setup
+        self.journal = journal
 
     def start(self) -> RunView | None:
         """Become the one writer, and settle what the last one left: a run in the middle of which it died is halted.
 
         Nothing is moved by that. What the journal says and what the host says of each VM is logged where they differ.
         """
-        generation = self._journal.claim()
+        generation = self.journal.claim()
         log.info("coordinator", generation=generation)
-        view = self._journal.latest()
+        view = self.journal.latest()
         if view is None or view.state not in (RunState.RUNNING, RunState.UNDOING):
             return view
-        setup = self._setup()
+        setup = self.setup()
         now = setup.host.clock.now_ns()
         event = Event(EventKind.STATE, now, None, {"to": str(RunState.HALTED), "reason": DIED, **_seen(setup, view)})
         settled = view.apply(event)
-        self._journal.append(view.heading.run_id, event)
+        self.journal.append(view.heading.run_id, event)
         return settled
 
     def keep(self) -> None:
         """Said now and then while no run is on: the well-known names follow the switch that has them."""
-        self._setup().host.well_known.mend()
+        self.setup().host.well_known.mend()
 
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
+        return self.record(self.require(plan), None, control, watch)
+
+    def require(self, plan: Plan) -> Plan:
+        """The plan as it is made now. Raises BlockedError where findings, the run before, or the host forbid it.
+
+        Not the one that was given: a file's steps may have been edited, and its id with them not.
+        """
         if plan.blocking:
             raise BlockedError(
                 "BLOCKED",
@@ -72,9 +82,9 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade check   (it says what to do about each)",
             )
-        latest = self._journal.latest()
+        latest = self.journal.latest()
         unfinished = latest is not None and latest.state in UNFINISHED
-        if unfinished and latest and _starts(plan):
+        if unfinished and latest and not _supersedes(plan, latest):
             raise BlockedError(
                 "RUN_UNFINISHED",
                 f"run {latest.heading.run_id} (slot {latest.heading.source} -> {latest.heading.target}) is "
@@ -82,8 +92,8 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade resume   (on), or: upgrade rollback   (back)",
             )
-        restore = None if _starts(plan) else plan.target
-        now = make_plan(self._setup(), restore, plan.policy)[1]
+        restore = None if plan.kind is not PlanKind.UPGRADE or _starts(plan) else plan.target
+        now = make_plan(self.setup(), restore, plan.policy, plan.kind)[1]
         if now.id != plan.id:
             raise BlockedError(
                 "PLAN_STALE",
@@ -91,16 +101,22 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade plan   (and read it again)",
             )
-        setup = self._setup()
-        if unfinished and latest:
+        return (
+            plan if plan.kind is PlanKind.TAKEOVER else now
+        )  # which VMs there are is asked of a switch that may be dead
+
+    def record(self, plan: Plan, acted: Data | None, control: Control, watch: Watcher) -> Engine:
+        """A new run of a plan that may begin. `acted` tells of first effects that had no time to be recorded."""
+        setup = self.setup()
+        latest = self.journal.latest()
+        if latest is not None and latest.state in UNFINISHED:
             self._supersede(latest, setup.host.clock.now_ns())
-        # the one made now: a file's steps may have been edited, and its id with them not
-        view = self._journal.begin(now, setup.host.clock.now_ns())
-        return self._engine(view, now, setup, control, watch)
+        view = self.journal.begin(plan, setup.host.clock.now_ns())
+        return self._engine(view, plan, setup, control, watch, acted)
 
     def resume(self, control: Control, watch: Watcher) -> Engine:
         """The run that stopped half-way, to be carried on by `forward`. Raises BlockedError where there is none."""
-        view = self._journal.latest()
+        view = self.journal.latest()
         if view is None or view.state not in UNFINISHED:
             raise BlockedError(
                 "NOTHING_TO_RESUME",
@@ -108,17 +124,25 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade status",
             )
-        setup = self._setup()
-        plan = self._journal.plan(view.heading.run_id)
+        setup = self.setup()
+        plan = self.journal.plan(view.heading.run_id)
         self._require_same_standby(view, plan, setup)
         return self._engine(view, plan, setup, control, watch)
 
     def rollback(self, control: Control, watch: Watcher) -> Engine:
         """The latest run, to be taken back: half-way, or done with its old switch kept. Raises BlockedError otherwise."""
-        view = self._journal.latest()
-        setup = self._setup()
+        view = self.journal.latest()
+        setup = self.setup()
+        if view is not None and view.heading.kind == PlanKind.TAKEOVER and view.state in UNFINISHED:
+            raise BlockedError(
+                "NO_WAY_BACK",
+                f"run {view.heading.run_id} took over from a switch that was dead",
+                state="nothing was changed",
+                next="upgrade resume",
+            )
         kept = view is not None and (
             view.state is RunState.DONE
+            and view.heading.kind == PlanKind.UPGRADE
             and setup.host.processes.status(setup.slots[view.heading.source]).vswitchd_pid is not None
         )
         if view is None or not (kept or view.state in UNFINISHED):
@@ -129,10 +153,12 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade --host localhost   (it goes to the other slot by a new run)",
             )
-        return self._engine(view, self._journal.plan(view.heading.run_id), setup, control, watch)
+        return self._engine(view, self.journal.plan(view.heading.run_id), setup, control, watch)
 
-    def _engine(self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher) -> Engine:
-        return Engine(view, plan, setup.host, setup.slots, self._journal, control, watch)
+    def _engine(
+        self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None
+    ) -> Engine:
+        return Engine(view, plan, setup.host, setup.slots, self.journal, control, watch, acted)
 
     def _require_same_standby(self, view: RunView, plan: Plan, setup: Setup) -> None:
         """What the run prepared in the new switch is gone with that process."""
@@ -154,14 +180,24 @@ class Coordinator:
     def _supersede(self, view: RunView, at_ns: int) -> None:
         event = Event(EventKind.STATE, at_ns, None, {"to": str(RunState.SUPERSEDED), "reason": "RESTORE"})
         view.apply(event)
-        self._journal.append(view.heading.run_id, event)
+        self.journal.append(view.heading.run_id, event)
 
 
-def make_plan(setup: Setup, restore: SlotName | None, policy: Policy) -> tuple[HostFacts, Plan]:
+def make_plan(
+    setup: Setup, restore: SlotName | None, policy: Policy, kind: PlanKind = PlanKind.UPGRADE
+) -> tuple[HostFacts, Plan]:
     """What a run would do now. Reads the host, changes nothing."""
     host = setup.host
-    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter)
+    asks = kind is not PlanKind.TAKEOVER  # the one to be taken over from may hang
+    facts = gather(setup.name, dict(setup.slots), host, vni_key=host.vni_key, adapter=setup.adapter, ask_switches=asks)
     capabilities = host.steering.capabilities()
+    match kind:
+        case PlanKind.ARM:
+            return facts, arming.arm(facts, capabilities, setup.accept, policy)
+        case PlanKind.DISARM:
+            return facts, arming.disarm(facts, capabilities, setup.accept, policy)
+        case PlanKind.TAKEOVER:
+            return facts, arming.takeover(facts, policy)
     if restore:
         return facts, planning.restore(facts, capabilities, restore, setup.accept, policy)
     return facts, planning.upgrade(facts, capabilities, setup.accept, policy)
@@ -169,6 +205,13 @@ def make_plan(setup: Setup, restore: SlotName | None, policy: Policy) -> tuple[H
 
 def _starts(plan: Plan) -> bool:
     return any(s.kind is StepKind.START_STANDBY for s in plan.steps)
+
+
+def _supersedes(plan: Plan, unfinished: RunView) -> bool:
+    """Whether a run may begin where another one is half-way: it is a way out of that, from wherever it stands."""
+    if plan.kind is PlanKind.ARM:
+        return unfinished.heading.kind == PlanKind.ARM
+    return plan.kind is not PlanKind.UPGRADE or not _starts(plan)
 
 
 def _seen(setup: Setup, view: RunView) -> dict[str, object]:

@@ -10,9 +10,12 @@ from upgrader.core.model import SLOTS, HostFacts, Slot, SlotFacts, SlotName, Ste
 from upgrader.ports import Host
 
 
-def gather(name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, adapter: str) -> HostFacts:
+def gather(
+    name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, adapter: str, ask_switches: bool = True
+) -> HostFacts:
     """Look at both slots, every running VM, the pools and the steering rules.
 
+    Without `ask_switches` no ovs-vswitchd is spoken to, since one may hang: flows and running versions are left out.
     A part that does not answer at all (libvirt, a database) raises HostError: without it there are no facts.
     """
     host.well_known.adopt()
@@ -22,7 +25,7 @@ def gather(name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, 
     status = {n: host.processes.status(slots[n]) for n in SLOTS}
     facts = HostFacts(
         host=name,
-        slots=(_slot_facts(slots["a"], host), _slot_facts(slots["b"], host)),
+        slots=(_slot_facts(slots["a"], host, ask_switches), _slot_facts(slots["b"], host, ask_switches)),
         active=active_slot(status, vms, steady),
         ports=(),
         orphans=(),
@@ -38,7 +41,7 @@ def gather(name: str, slots: dict[SlotName, Slot], host: Host, *, vni_key: str, 
     return replace(facts, ports=ports, orphans=orphans)
 
 
-def _slot_facts(slot: Slot, host: Host) -> SlotFacts:
+def _slot_facts(slot: Slot, host: Host, ask_switch: bool) -> SlotFacts:
     netns = host.resources.netns_exists(slot.netns)
     programs = ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovs-appctl", "bin/ovs-ofctl", "bin/ovsdb-client")
     present = all((slot.prefix / p).exists() for p in programs)
@@ -46,12 +49,14 @@ def _slot_facts(slot: Slot, host: Host) -> SlotFacts:
     return SlotFacts(
         slot=slot,
         status=status,
-        running_version=host.processes.running_version(slot),
+        running_version=host.processes.running_version(slot) if ask_switch else None,
         binaries_present=present,
         netns_present=netns,
         vf_present=netns and host.resources.netdev_exists(slot.netns, slot.vf),
         installed_version=host.processes.installed_version(slot) if present else None,
-        switch=_switch(slot, host, runs=status.vswitchd_pid is not None) if status.ovsdb_pid is not None else None,
+        switch=_switch(slot, host, runs=ask_switch and status.vswitchd_pid is not None)
+        if status.ovsdb_pid is not None
+        else None,
     )
 
 

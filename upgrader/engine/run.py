@@ -53,6 +53,7 @@ class Engine:
         journal: Journal,
         control: Control,
         watch: Watcher,
+        acted: Data | None = None,
     ) -> None:
         self.view = view
         self._plan = plan
@@ -61,7 +62,12 @@ class Engine:
         self._control = control
         self._watch = watch
         self._context = Context(
-            host, plan, slots[plan.source], slots[plan.target], stop_asked=lambda: control.asked() is not None
+            host,
+            plan,
+            slots[plan.source],
+            slots[plan.target],
+            stop_asked=lambda: control.asked() is not None,
+            acted=acted,
         )
 
     def forward(self, reason: str = "") -> RunView:
@@ -125,6 +131,8 @@ class Engine:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
         if any(slot is None for _, slot in self._context.owners()):
             return self._needs_operator("SWITCH_DIED")
+        if self._decision()[1] is not Decision.POLICY:
+            self._steer_after()
         return self._state(to, reason)
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
@@ -194,13 +202,16 @@ class Engine:
         return self._needs_operator(reason)
 
     def _needs_operator(self, reason: str) -> RunView:
+        self._steer_after()
+        return self._state(RunState.OPERATOR_NEEDED, reason)
+
+    def _steer_after(self) -> None:
         """Where a switch died QEMU has moved VMs by itself: their traffic is sent after them before we stop."""
         try:
             if any(slot is not None for _, slot in self._context.owners()):
                 self._context.steer_to_owners()
         except UpgradeError as error:
             log.warning("cannot bring steering in line with who serves the VMs", error=str(error))
-        return self._state(RunState.OPERATOR_NEEDED, reason)
 
     def _undo(self, index: int) -> bool:
         step = self._plan.steps[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +82,20 @@ class SimProcesses:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
 
+    def watch(self, slot: Slot) -> int | None:
+        if self._w.pids[slot.name] is None or not self._w.watchable:
+            return None
+        readable, end = os.pipe()
+        self._w.watchers.setdefault(slot.name, []).append(end)
+        return readable
+
+    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
+        self._w.call(f"fence {slot.name}")
+        own = self._w.pids[slot.name]
+        if own is not None:
+            self._w.die(slot.name)
+        return frozenset(p for p in {*pids, own} if p is not None and self._w.slot_of(p) is None)
+
     def start_at_boot(self, slot: Slot) -> None:
         self._w.call(f"start_at_boot {slot.name}")
 
@@ -106,8 +120,9 @@ class SimDatabase:
 
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         self._w.call(f"sync {source.name} {target.name}")
-        if bindings:
-            self._w.bound[target.name] = tuple(bindings)
+        # a port without a binding keeps what it has
+        both = (*self._w.bound.get(target.name, ()), *bindings)
+        self._w.bound[target.name] = tuple({b.interface: b for b in both}.values())
         return Copied()
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
@@ -220,10 +235,20 @@ class SimHypervisor:
             raise refused("owner or generation is another")
         if now.standby is None or not now.standby.ready:
             raise refused("the standby is not ready")
-        if now.owner_pid is None and not fenced:
+        if fenced and self._w.slot_of(now.owner_pid) is not None:
+            self._w.trouble.append(f"{port.domain}: a switch without asking an owner that lives: two writers")
+        if not fenced and now.owner_pid is None:
             raise refused("the owner does not answer")
-        old = Standby(now.owner, True, True, None, now.owner_pid, now.owner_pid)
-        new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
+        lives = now.owner_pid is not None and not fenced
+        old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
+        new = replace(
+            now,
+            owner=now.standby.chardev,
+            owner_pid=now.standby.pid,
+            owner_connected=True,
+            generation=generation + 1,
+            standby=old,
+        )
         self._set(port, new)
         return SwitchResult(
             old.chardev, new.owner, new.generation, "command", fenced, 300_000, 3_000, 400_000, 10_000, 713_000

@@ -6,6 +6,7 @@ have one owner, a dead owner's rings go to a ready standby. `World.trouble` list
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,9 @@ class World:
     look_fault: Callable[[str, int], BaseException | None] = field(default=lambda name, count: None, metadata=PASSING)
     fault: Callable[[str, int], BaseException | None] = field(default=lambda name, count: None, metadata=PASSING)
     trouble: list[str] = field(default_factory=list)
+    fails_over: bool = field(default=True, metadata=PASSING)  # QEMU brings rings over by itself
+    watchable: bool = field(default=False, metadata=PASSING)  # a thread may wait for a switch to die
+    watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
 
     def call(self, name: str) -> None:
         """Record an effect, or let it fail before it has any."""
@@ -119,7 +123,7 @@ class World:
             o = vm.ownership
             if o is None or pid is None:
                 continue
-            if o.owner_pid == pid and o.standby and o.standby.ready:
+            if o.owner_pid == pid and o.standby and o.standby.ready and self.fails_over:
                 new = replace(
                     o,
                     owner=o.standby.chardev,
@@ -134,3 +138,5 @@ class World:
             else:
                 continue
             self.vms[domain] = replace(vm, ownership=new)
+        for end in self.watchers.pop(name, []):
+            os.close(end)

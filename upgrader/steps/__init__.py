@@ -14,6 +14,7 @@ from upgrader.steps.replicate import Replicate
 from upgrader.steps.retire import Retire
 from upgrader.steps.soak import Soak
 from upgrader.steps.start_standby import StartStandby
+from upgrader.steps.take_over import TakeOver
 
 STEPS: dict[StepKind, Step] = {
     StepKind.START_STANDBY: StartStandby(),
@@ -29,6 +30,7 @@ STEPS: dict[StepKind, Step] = {
     StepKind.PROMOTE: Promote(),
     StepKind.SOAK: Soak(),
     StepKind.RETIRE: Retire(),
+    StepKind.TAKE_OVER: TakeOver(),
 }
 
 __all__ = ["STEPS", "Context", "Data", "Step"]

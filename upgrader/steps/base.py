@@ -23,7 +23,10 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every step of a run is given: the host, the plan, and the two slots it names."""
+    """What every step of a run is given: the host, the plan, and the two slots it names.
+
+    acted  what a takeover did before this run was begun, None where it did nothing yet
+    """
 
     host: Host
     plan: Plan
@@ -31,6 +34,7 @@ class Context:
     target: Slot
     stop_asked: Callable[[], bool] = lambda: False
     freshness: Freshness = field(default_factory=Freshness)
+    acted: Data | None = None
 
     def wait(self, seconds: float) -> None:
         """Let time pass. Raises StopAskedError at once when a person wants the run to stop: for steps that only wait."""

@@ -1,0 +1,389 @@
+"""The guard of a host: keeps its standby ready while no run is on, waits for the death of the active, and takes over.
+
+Two threads meet here. The one that waits (`_Watch`) has a host of its own: connections that nobody else uses, messages that
+stand ready, and nothing to import, to log or to write on the way. The one that keeps (`look`) does all the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from upgrader.core import takeover
+from upgrader.core.arming import takeover_plan
+from upgrader.core.errors import StepError, UpgradeError
+from upgrader.core.inventory import join, standing_bindings
+from upgrader.core.journal import Data
+from upgrader.core.lifecycle import RunState
+from upgrader.core.model import PortBinding, SlotName, VmPort
+from upgrader.core.plan import Plan, PlanKind, without_rings
+from upgrader.core.takeover import Action, Protection, Sight, Standing
+from upgrader.engine.coordinator import DIED, Coordinator, Setup, make_plan
+from upgrader.steps import Context, replication
+from upgrader.steps.attach_standby import attach
+from upgrader.steps.base import Freshness
+from upgrader.steps.catch_up import bring_late
+from upgrader.steps.take_over import take_over
+
+log = structlog.get_logger(__name__)
+
+_FOLLOW_S = 5.0  # between two copies of what controllers and the network taught the active
+_AGAIN_S = 30.0  # between two attempts to arm a host
+_SILENT = 3  # looks after which a connection is made anew
+_RUNS = 200  # of the journal, looked at for the last wish and the last takeovers
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A takeover that was carried out and is to be recorded, and to be finished."""
+
+    plan: Plan
+    data: Data
+
+
+class Resume:
+    """The takeover that a coordinator before us did not finish goes on."""
+
+
+Todo = Plan | Taken | Resume | None
+
+
+@dataclass(slots=True)
+class _Armed:
+    """A standby that stands by. `hot` is for the takeover alone; `cold` keeps the standby what the active is.
+
+    silent  by VM, how many looks in a row QEMU called the standby ready and the standby's port was down
+    """
+
+    run_id: int
+    plan: Plan
+    hot: Context
+    cold: Context
+    followed_s: float | None = None
+    automatic: bool = False
+    watch: _Watch | None = None
+    silent: dict[str, int] = field(default_factory=dict)
+
+
+class Guard:
+    """`look` is called now and then while no run is on, `suspend` before one begins; `woken` when there is news."""
+
+    def __init__(self, coordinator: Coordinator, woken: Callable[[], None] = lambda: None) -> None:
+        self._coordinator = coordinator
+        self._woken = woken
+        self._lock = threading.Lock()  # the takeover, and what makes it ready
+        self._armed: _Armed | None = None
+        self._taken: Taken | None = None
+        self._first = True
+        self._not_before_s = 0.0
+        self._said = ""
+        self.standing = Standing(Protection.DISARMED)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody relies on this process being there."""
+        return self.standing.state is not Protection.DISARMED
+
+    def suspend(self) -> None:
+        """Stop waiting: a run is about to begin, and core/decisions.py says what a death means in it."""
+        with self._lock:
+            armed, self._armed = self._armed, None
+        if armed and armed.watch:
+            armed.watch.stop()
+
+    def failed(self, error: UpgradeError) -> None:
+        """What was to be done could not be begun, or seen."""
+        worse = Protection.STALE if self.standing.state is Protection.ARMED else self.standing.state
+        worse = Protection.EXPOSED if worse is Protection.ARMING else worse
+        self.standing = replace(self.standing, state=worse, reason=str(error), next=error.next)
+
+    def look(self) -> Todo:
+        """Bring the standby in step, see who lives, and say what is to be run."""
+        first, self._first = self._first, False
+        with self._lock:
+            taken, self._taken = self._taken, None
+        if taken:
+            self._tell(Protection.TAKING_OVER)
+            return taken
+        setup = self._coordinator.setup()
+        past = takeover.history(self._coordinator.journal.headings(_RUNS), setup.host.clock.now_ns())
+        if past.state is Protection.ARMED and past.run_id is not None:
+            return self._look_armed(setup, past.run_id, past.recent)
+        self.suspend()
+        if past.state is Protection.EXPOSED:
+            return self._look_exposed(setup, past.recent)
+        if past.state is Protection.TAKING_OVER:
+            latest = self._coordinator.journal.latest()
+            cut = latest is not None and (latest.state is RunState.PAUSED or latest.reason == DIED)
+            self._tell(past.state, "the takeover has not been finished", "upgrade resume")
+            return Resume() if first and cut else None
+        self._tell(past.state, next_="upgrade arm" if past.state is Protection.DISARMED else "")
+        return None
+
+    def _look_armed(self, setup: Setup, run_id: int, recent: int) -> Todo:
+        if self._armed is None or self._armed.run_id != run_id:
+            self.suspend()
+            self._armed = self._make(setup, run_id)
+        armed = self._armed
+        seen = _sight(armed.cold, armed.plan)
+        state = Protection.ARMED
+        action = takeover.decide(state, seen, setup.takeover, recent)
+        armed.automatic = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
+        source, target = armed.cold.source.name, armed.cold.target.name
+        match action:
+            case Action.FOLLOW:
+                self._follow(setup, armed)
+            case Action.TAKE_OVER:
+                self._act(armed)
+                with self._lock:
+                    taken, self._taken = self._taken, None
+                return taken
+            case Action.ARM:
+                return self._arm(setup, f"the standby, slot {target}, has died")
+            case Action.SHOUT:
+                self._shout(seen, source, target)
+            case Action.NOTHING:
+                self._tell(Protection.STALE, 'takeover.policy is "off": the standby is not kept', "upgrade disarm")
+        return None
+
+    def _look_exposed(self, setup: Setup, recent: int) -> Todo:
+        runs = {n: setup.host.processes.status(s).vswitchd_pid is not None for n, s in setup.slots.items()}
+        seen = Sight.BOTH_DIED if not any(runs.values()) else Sight.STANDBY_DIED
+        if takeover.decide(Protection.EXPOSED, seen, setup.takeover, recent) is Action.ARM:
+            return self._arm(setup, "there is no standby")
+        policy = setup.takeover
+        if not any(runs.values()):
+            why = "no switch runs"
+        elif policy.maintenance:
+            why = "takeover.maintenance is set"
+        elif recent >= policy.max_per_hour:
+            why = f"{recent} takeovers within an hour (takeover.max_per_hour is {policy.max_per_hour}): something is wrong"
+        else:
+            why = "takeover.rearm is off" if policy.policy != "off" else 'takeover.policy is "off"'
+        self._tell(Protection.EXPOSED, f"there is no standby, and {why}", "upgrade arm")
+        return None
+
+    def _arm(self, setup: Setup, why: str) -> Todo:
+        now_s = setup.host.clock.monotonic_s()
+        self.suspend()
+        before = (
+            f"; {self.standing.reason}" if self.standing.state is Protection.EXPOSED and self.standing.reason else ""
+        )
+        if now_s < self._not_before_s:
+            if not before:
+                self._tell(Protection.EXPOSED, f"{why}; it is tried again in a moment", "upgrade status")
+            return None
+        self._not_before_s = now_s + _AGAIN_S
+        plan = make_plan(setup, None, setup.policy, PlanKind.ARM)[1]
+        if plan.blocking:
+            found = plan.blocking[0]
+            self._tell(Protection.EXPOSED, f"{why}, and none can be started: {found.code}: {found.what}", found.remedy)
+            return None
+        self._tell(Protection.ARMING, why)
+        return plan
+
+    def _make(self, setup: Setup, run_id: int) -> _Armed:
+        plan = self._coordinator.journal.plan(run_id)
+        other = self._coordinator.setup()
+        slots = setup.slots[plan.source], setup.slots[plan.target]
+        armed = _Armed(run_id, plan, Context(setup.host, plan, *slots), Context(other.host, plan, *slots))
+        if armed.cold.pid(armed.cold.target) is not None:
+            self._prepare(setup, armed)
+        handle = armed.cold.host.processes.watch(armed.cold.source)
+        if handle is not None:
+            armed.watch = _Watch(handle, lambda: self._died(armed))
+        return armed
+
+    def _follow(self, setup: Setup, armed: _Armed) -> None:
+        """Attach VMs that came, copy what the active was taught, and have the takeover ready for them."""
+        source, target = armed.cold.source.name, armed.cold.target.name
+        lacking: list[str] = []
+        try:
+            _bring_strays(armed.cold)
+            self._prepare(setup, armed)
+            cold = armed.cold
+            lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
+            lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
+            now_s = cold.host.clock.monotonic_s()
+            if armed.followed_s is None or now_s - armed.followed_s > _FOLLOW_S:
+                armed.followed_s = None
+                replication.follow(cold, *replication.sides(cold))
+                armed.followed_s = now_s
+        except UpgradeError as error:
+            lacking.append(str(error))
+        state = Protection.STALE if lacking else Protection.ARMED
+        where = Standing(state, "; ".join(lacking[:3]), "upgrade status" if lacking else "", source, target)
+        self._stand(replace(where, vms=len(armed.cold.plan.ports), policy=setup.takeover.policy))
+
+    def _prepare(self, setup: Setup, armed: _Armed) -> None:
+        """What a takeover would do to the VMs that run now, and all that it needs for it."""
+        cold = armed.cold
+        ports, bound = _ports(cold)
+        armed.cold = replace(cold, plan=replace(cold.plan, ports=ports, all_ports=ports, bindings=bound))
+        versions = cold.plan.from_version, cold.plan.to_version
+        ready = takeover_plan(
+            cold.plan.host, cold.source.name, cold.target.name, ports, bound, versions, (), setup.policy
+        )
+        with self._lock:
+            armed.hot = replace(armed.hot, plan=ready)
+            self._warm(armed.hot)
+
+    def _warm(self, hot: Context) -> None:
+        """Once through what the takeover needs, so that it stands ready: sockets, messages, the connection to libvirt."""
+        hot.host.steering.rules()
+        if hot.plan.all_ports:
+            hot.host.hypervisor.ownership(hot.plan.all_ports[0])
+
+    def _died(self, armed: _Armed) -> None:
+        if armed.automatic:
+            self._act(armed)
+        self._woken()
+
+    def _act(self, armed: _Armed) -> None:
+        """The takeover itself: effects first, the record after them (`Taken`). Once for each arming."""
+        with self._lock:
+            if self._armed is not armed:
+                return
+            try:
+                data = take_over(armed.hot, armed.hot.plan.all_ports)
+                self._taken = Taken(armed.hot.plan, data)
+            except UpgradeError as error:
+                log.error("not taken over", error=str(error))
+                self.standing = replace(self.standing, state=Protection.EXPOSED, reason=str(error), next=error.next)
+                return
+            self._armed = None
+        if armed.watch:
+            armed.watch.stop()
+
+    def act_now(self, plan: Plan) -> Data:
+        """A takeover that a person asked for, whatever `look` is waiting for meanwhile. Raises UpgradeError."""
+        setup = self._coordinator.setup()
+        with self._lock:
+            armed, self._armed = self._armed, None
+            data = take_over(
+                Context(setup.host, plan, setup.slots[plan.source], setup.slots[plan.target]), plan.all_ports
+            )
+        if armed and armed.watch:
+            armed.watch.stop()
+        return data
+
+    def _shout(self, seen: Sight, source: SlotName, target: SlotName) -> None:
+        what = {
+            Sight.ACTIVE_DIED: f"slot {source} is dead; QEMU brings rings to slot {target}, nobody has turned steering",
+            Sight.STANDBY_DIED: f"the standby, slot {target}, has died",
+            Sight.BOTH_DIED: "both switches are dead: no VM has a network",
+        }.get(seen, str(seen))
+        then = "upgrade takeover" if seen is Sight.ACTIVE_DIED else "upgrade arm"
+        if seen is Sight.BOTH_DIED:
+            then = f"start the switch of slot {source}, then: upgrade arm"
+        self._tell(Protection.EXPOSED, what, then)
+
+    def _tell(self, state: Protection, reason: str = "", next_: str = "") -> None:
+        self._stand(Standing(state, reason, next_))
+
+    def _stand(self, now: Standing) -> None:
+        """Known to `status`, and in the log when it is news."""
+        self.standing = now
+        said = f"{now.state} {now.reason}"
+        if said != self._said:
+            self._said = said
+            loud = now.state in (Protection.EXPOSED, Protection.STALE)
+            (log.warning if loud else log.info)("protection", state=str(now.state), reason=now.reason, next=now.next)
+
+
+class _Watch:
+    """A thread that waits for a descriptor to become readable, and then calls `then`; or for `stop`."""
+
+    def __init__(self, handle: int, then: Callable[[], None]) -> None:
+        self._handle = handle
+        self._then = then
+        self._told, self._tell = os.pipe()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._wait, name="watch", daemon=True).start()
+
+    def stop(self) -> None:
+        if not self._stopped.is_set():
+            self._stopped.set()
+            os.close(self._tell)
+
+    def _wait(self) -> None:
+        try:
+            readable, _, _ = select.select([self._handle, self._told], [], [])
+            if self._handle in readable and not self._stopped.is_set():
+                self._then()
+        except Exception:
+            log.exception("the active is not watched any more")
+        finally:
+            os.close(self._handle)
+            os.close(self._told)
+            self.stop()
+
+
+def _sight(context: Context, armed_by: Plan) -> Sight:
+    active, standby = context.pid(context.source), context.pid(context.target)
+    vms = context.host.hypervisor.vm_interfaces() if active is not None and standby is not None else ()
+    owners = {vm.ownership.owner_pid for vm in vms if vm.ownership and vm.ownership.owner_pid is not None}
+    was = {p.ownership.owner_pid for p in armed_by.ports if p.ownership and p.ownership.owner_pid is not None}
+    return takeover.sight(active=active, standby=standby, was=was, owners=owners)
+
+
+def _bring_strays(context: Context) -> None:
+    """VMs that were restarted and found the standby first, which dials the same socket: back to the active."""
+    if context.served_by(context.target):
+        bring_late(replace(context, source=context.target, target=context.source, freshness=Freshness()))
+
+
+def _ports(context: Context) -> tuple[tuple[VmPort, ...], tuple[PortBinding, ...]]:
+    """VMs of the switch as they are now, and where the standby dials them."""
+    switch = context.host.database.read(context.target)
+    ports, _ = join(context.host.hypervisor.vm_interfaces(), switch, context.host.vni_key)
+    ports = tuple(without_rings(p) for p in ports)
+    return ports, standing_bindings(ports, switch, context.target)
+
+
+def _silent(armed: _Armed, known: Collection[str]) -> list[str]:
+    """VMs on which the standby acknowledged everything and has no device for all that: their connection is made anew.
+
+    Seen with a switch that a restarted VM had found first: DPDK waits for a status that only an owner is sent.
+    """
+    context = armed.cold
+    up = {i.name for i in context.host.database.read(context.target).vhost_interfaces() if i.link_state == "up"}
+    before, armed.silent = armed.silent, {}
+    found = []
+    for port in context.plan.ports:
+        if port.label in known or port.interface in up:
+            continue
+        now = context.host.hypervisor.ownership(port)
+        if now is None or now.standby is None or not any(r.enabled for r in now.rings):
+            continue  # a guest without a driver has no device for anybody
+        count = armed.silent[port.label] = before.get(port.label, 0) + 1
+        found.append(f"{port.label}: slot {context.target.name} acknowledges, and its port is down")
+        if count == _SILENT:
+            log.warning("the standby's connection is made anew", vm=port.label)
+            context.host.hypervisor.drop_connection(port, now.standby.chardev)
+            attach(context, port, next(b for b in context.plan.bindings if b.interface == port.interface))
+            armed.silent.pop(port.label)
+    return found
+
+
+def _attached(context: Context, port: VmPort) -> str:
+    """Why the standby does not stand by on this VM, empty where it does; one that came is attached, to be looked at again."""
+    peer = context.target_pid()
+    now = port.ownership
+    if now is None:
+        return "its QEMU has no second connection"
+    if now.standby and now.standby.ready and now.standby.pid == peer:
+        return ""
+    if now.standby and now.standby.expected_pid == peer:
+        return now.standby.reason or "not connected yet"
+    binding = next((b for b in context.plan.bindings if b.interface == port.interface), None)
+    if binding is None:
+        raise StepError("VM_WITHOUT_PORT", f"{port.label} has no port in slot {context.target.name}",
+                        state="its switch serves it", next="upgrade status")  # fmt: skip
+    attach(context, port, binding)
+    return "attached a moment ago"
