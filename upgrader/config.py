@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from upgrader.core.errors import UsageError
 from upgrader.core.model import Slot, SlotName
@@ -101,6 +101,47 @@ class PolicyConfig(_Section):
     accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = ()
 
 
+class SimulatedConfig(_Section):
+    """A simulated host in the place of a real one; `upgrader.sim.stored` says what the keys do.
+
+    state          folder that keeps it, and its journal and socket; made where there is none
+    vms            how many VMs it has when it is made
+    dual_delivery  whether its NIC can give traffic to both slots
+    """
+
+    state: Path
+    vms: Annotated[int, Field(ge=0, le=10_000)] = 4
+    dual_delivery: bool = True
+    effect_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+    fail_at: tuple[str, ...] = ()
+    dies_at: dict[SlotName, str] = {}
+
+    @field_validator("state")
+    @classmethod
+    def _absolute(cls, state: Path) -> Path:
+        if not state.is_absolute():
+            raise ValueError(f"{state} is no absolute path: the coordinator may be started in another folder")
+        return state
+
+    def places(self) -> dict[str, Any]:
+        """The sections that describe a real host, filled in for this one."""
+        folder = self.state
+        slots = {
+            n: {
+                "prefix": folder / "ovs",
+                "rundir": folder / n,
+                "netns": f"slot-{n}",
+                "vf": vf,
+                "devargs": f"simulated,iface={vf}",
+                "pmd_cpu_mask": mask,
+                "socket_mem_mib": "64",
+            }
+            for n, vf, mask in (("a", "vf1", "0x1"), ("b", "vf2", "0x2"))
+        }
+        host = {"lock": folder / "lock", "journal": folder / "journal.db", "socket": folder / "socket"}
+        return {"nic": {"pf": "simulated"}, "slots": slots, "host": host}
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -108,6 +149,20 @@ class Config(_Section):
     nic: NicConfig
     slots: dict[SlotName, SlotConfig]
     policy: PolicyConfig = PolicyConfig()
+    simulated: SimulatedConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulated(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("simulated"), dict):
+            return data
+        if given := [name for name in ("nic", "slots") if name in data]:
+            raise ValueError(f"[simulated] stands in the place of {' and '.join(f'[{g}]' for g in given)}")
+        try:
+            places = SimulatedConfig.model_validate(data["simulated"]).places()
+        except ValidationError:  # what is wrong with it is said by key, when the field is read
+            places = SimulatedConfig(state=Path("/")).places()
+        return {**places, **data, "host": {**places["host"], **data.get("host", {})}}
 
     @model_validator(mode="after")
     def _two_slots_apart(self) -> Config:

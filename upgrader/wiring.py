@@ -19,7 +19,7 @@ from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.adapters.vf import Vfs
 from upgrader.adapters.well_known import WellKnownDirectory
-from upgrader.config import Config, load
+from upgrader.config import Config, SimulatedConfig, load
 from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
 from upgrader.engine.coordinator import Coordinator, Setup
@@ -29,7 +29,9 @@ _SUPERVISOR_VARIABLE = "OVS_UPGRADE_SUPERVISOR"  # set by ovs-upgraded.service
 
 
 def host(config: Config) -> Host:
-    """The real host, as the configuration describes it."""
+    """The host that the configuration describes: a real one, or a simulated one in a file."""
+    if config.simulated:
+        return _simulated(config.simulated, config.policy.ready_timeout_s)
     return Host(
         processes=processes(config),
         database=Ovsdb(),
@@ -44,15 +46,29 @@ def host(config: Config) -> Host:
     )
 
 
+def _simulated(chosen: SimulatedConfig, ready_timeout_s: float) -> Host:
+    from upgrader.sim.stored import StoredWorld, stored_host  # noqa: PLC0415 - no part of a real run
+
+    return stored_host(
+        StoredWorld(chosen.state, chosen.vms),
+        SystemClock(),
+        effect_s=chosen.effect_s,
+        fail_at=chosen.fail_at,
+        dies_at=chosen.dies_at,
+        dual=chosen.dual_delivery,
+        ready_timeout_s=ready_timeout_s,
+    )
+
+
 def setup(config: Config) -> Setup:
     """The host, its slots and the limits a run keeps, for the coordinator."""
     return Setup(
-        name=socket.gethostname(),
+        name="simulated" if config.simulated else socket.gethostname(),
         host=host(config),
         slots=slots(config),
         accept=config.policy.accept,
         policy=config.run_policy(),
-        adapter=config.nic.adapter,
+        adapter="simulated" if config.simulated else config.nic.adapter,
     )
 
 

@@ -13,8 +13,9 @@ from upgrader.engine.control import Control
 from upgrader.engine.coordinator import Coordinator, Setup, make_plan
 from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
-from upgrader.sim.host import World, make
+from upgrader.sim.host import make
 from upgrader.sim.journal import SimJournal
+from upgrader.sim.world import World
 
 
 class Killed(BaseException):

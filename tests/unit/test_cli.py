@@ -17,6 +17,8 @@ from upgrader.core.journal import recorded
 from upgrader.core.plan import Policy
 from upgrader.core.report import report
 from upgrader.engine.coordinator import make_plan
+from upgrader.lab.settings import render as render_settings
+from upgrader.lab.spec import LabSpec
 from upgrader.terminal import consoles
 
 
@@ -86,9 +88,14 @@ def test_no_traceback_reaches_an_operator(
     assert "Traceback" not in captured.err
 
 
-def test_without_root_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_root_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A simulated host is anybody's; any other one is root's."""
+    file = tmp_path / "config.toml"
+    file.write_text(render_settings(LabSpec("t")))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert app._main(["--host", "localhost", "--config", "/none.toml"]) == Exit.USAGE
+    assert app._main(["--host", "localhost", "--config", str(file)]) == Exit.USAGE
     assert "NOT_ROOT" in capsys.readouterr().err
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, sim_run
 from upgrader.core.errors import BlockedError, SupersededError
-from upgrader.core.lifecycle import UNFINISHED, RunState
+from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.plan import Policy
 from upgrader.core.report import report
 from upgrader.engine.control import Request
 from upgrader.sim.facts import vm_interface
-from upgrader.sim.host import refused
+from upgrader.sim.world import refused
 
 
 def totals(tmp: Path, vms: int) -> tuple[int, int]:
@@ -285,3 +285,122 @@ def test_a_vm_that_is_restarted_during_the_run_is_moved_all_the_same(tmp_path: P
     view = run.begin().forward()
     assert view.state is RunState.DONE, report(view)
     settled(run.world, "b")
+
+
+def test_a_host_without_vms_is_steered_back_too(tmp_path: Path) -> None:
+    for dual in (True, False):
+        run = sim_run(tmp_path / str(dual), 0, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+        run.world.dual = dual
+        assert run.begin().forward().state is RunState.DONE
+        assert run.world.steady == ("b",)
+        assert run.rollback().back().state is RunState.RESTORED
+        settled(run.world, "a")
+
+
+def test_when_every_vm_has_ended_the_way_back_is_steered_too(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    assert run.begin().forward().state is RunState.DONE
+    for domain in list(run.world.vms):
+        run.world.end(domain)
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+@pytest.mark.parametrize("request_", [Request.PAUSE, Request.STAY])
+def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_: Request) -> None:
+    run = sim_run(tmp_path)
+
+    def die(name: str, count: int) -> None:
+        if name == "copy_neighbours":  # nobody has a standby yet
+            run.world.die("a")
+            run.control.ask(request_)
+
+    run.world.fault = die
+    told = report(run.begin().forward())
+    assert (told.outcome, told.reason) == ("operator-needed", "SWITCH_DIED")
+    assert "stand by" in (told.error or "")
+
+
+def test_the_only_switch_that_lives_is_not_killed_when_the_old_one_dies_on_the_way_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))  # stops after the first move
+    run.begin().forward()
+    run.world.fault = lambda name, count: run.world.die("a") if name == "switch vm0" else None
+    assert run.rollback().back().state is RunState.OPERATOR_NEEDED
+    assert "kill b" not in run.world.calls
+    assert set(run.world.owners().values()) == {"b"}
+
+
+def test_killed_while_it_goes_back_and_resumed_instead(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: refused("no") if name == "switch vm1" else None
+    writes: list[int] = []
+
+    def kill(number: int) -> None:
+        view = run.journal.latest()
+        if view and StepState.UNDOING in [s.state for s in view.steps]:
+            writes.append(number)
+            raise Killed
+
+    run.journal.fault_after = kill
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    run.again()
+    assert writes
+    assert run.resume().forward().state is RunState.DONE
+    settled(run.world, "b")
+
+
+def test_a_step_that_could_not_be_undone_may_fail_again(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))
+    run.begin().forward()
+    run.world.fault = lambda name, count: run.world.die("a") if name == "switch vm0" else None
+    assert run.rollback().back().state is RunState.OPERATOR_NEEDED
+    run.world.fault = lambda name, count: run.world.die("b") if name == "copy br-int" else None
+    assert run.resume().forward().state is RunState.OPERATOR_NEEDED
+
+
+def test_traffic_follows_vms_that_failover_moved_while_the_run_could_not_go_back(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))
+    run.begin().forward()
+    run.world.fault = lambda name, count: run.world.die("a") if name == "switch vm0" else None
+    run.rollback().back()
+    served(run.world)
+
+
+@pytest.mark.parametrize("at", ["close_window b", "set_fail_modes b"])
+def test_a_new_switch_that_dies_at_the_very_end_is_noticed_before_the_old_one_is_ended(tmp_path: Path, at: str) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0))
+    run.world.fault = lambda name, count: run.world.die("b") if name == at else None
+    assert run.begin().forward().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+def test_the_new_switch_dies_when_the_old_one_has_been_ended(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0))
+    run.world.fault = lambda name, count: run.world.die("b") if name == "redirect vhu1" and count > 25 else None
+    assert run.begin().forward().state is RunState.OPERATOR_NEEDED
+
+
+def test_a_connection_that_serves_a_vm_is_not_taken_away(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None
+    run.begin().forward()
+    disarm(run)
+    run.world.die("a")
+    view = run.rollback().back()
+    assert view.state is RunState.OPERATOR_NEEDED
+    served(run.world)
+    assert run.resume().forward().state is RunState.DONE
+    settled(run.world, "b")
+
+
+def test_a_restore_that_is_taken_back_says_where_the_vms_are(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))
+    run.begin().forward()
+    engine = run.coordinator.begin(run.plan("a"), run.control, lambda view, event: None)
+    run.control.ask(Request.BACK)
+    told = report(engine.forward())
+    assert told.outcome == "restored"
+    assert "as before" not in (told.state or "")
+    assert "--restore a" in (told.next or "")

@@ -23,7 +23,8 @@ from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
 from upgrader.sim.facts import vm_interface
-from upgrader.sim.host import World, is_ours, make, refused
+from upgrader.sim.host import is_ours, make
+from upgrader.sim.world import World, refused
 
 Made = tuple[World, Host, dict[SlotName, Slot]]
 

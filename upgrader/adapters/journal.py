@@ -49,7 +49,7 @@ class SqliteJournal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open it, and bring an older one up to date. Raises JournalError: unreadable, or from a newer release.
 
-        Read-only, a file that is not there is an empty journal, and nothing is written.
+        Read-only, a file that is not there, or not filled yet, is an empty journal, and nothing is written.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -70,7 +70,8 @@ class SqliteJournal:
                 check_same_thread=False,
             )
             if read_only:
-                self._require_known(self._version())
+                if self._require_known(self._version()) == 0:  # made this moment, and nothing is in it yet
+                    self.close()
             else:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")

@@ -69,7 +69,7 @@ TABLE: Mapping[tuple[Phase, Dead], Decision] = {
     (Phase.MOVED, Dead.BOTH): Decision.OPERATOR,
     (Phase.RETIRING, Dead.NONE): Decision.POLICY,  # the source was about to be ended, and still runs
     (Phase.RETIRING, Dead.SOURCE): Decision.FINISH,  # as it was meant to be
-    (Phase.RETIRING, Dead.TARGET): Decision.OPERATOR,  # the source lets go of its connections: nobody stands by
+    (Phase.RETIRING, Dead.TARGET): Decision.BACK,  # the source has not been ended: QEMU has brought every VM home
     (Phase.RETIRING, Dead.BOTH): Decision.OPERATOR,
 }
 

@@ -67,11 +67,15 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
     StepState.PENDING: frozenset({StepState.INTENDED, StepState.FAILED}),  # failed: its check did not hold, no effect
     # intended again: resumed, after the coordinator died or a request put the step off
     StepState.INTENDED: frozenset({StepState.INTENDED, StepState.DONE, StepState.FAILED, StepState.UNDOING}),
-    StepState.DONE: frozenset({StepState.UNDOING, StepState.INTENDED}),  # intended: its effect did not last
+    # intended: its effect did not last, and it is carried out once more; failed: then its check did not hold
+    StepState.DONE: frozenset({StepState.UNDOING, StepState.INTENDED, StepState.FAILED}),
     StepState.FAILED: frozenset({StepState.INTENDED, StepState.FAILED, StepState.UNDOING}),
-    StepState.UNDOING: frozenset({StepState.UNDONE, StepState.UNDO_FAILED, StepState.UNDOING}),
+    # intended or failed: the coordinator died in the middle of taking it back, and the run is resumed instead
+    StepState.UNDOING: frozenset(
+        {StepState.UNDONE, StepState.UNDO_FAILED, StepState.UNDOING, StepState.INTENDED, StepState.FAILED}
+    ),
     StepState.UNDONE: frozenset({StepState.INTENDED, StepState.FAILED}),
-    StepState.UNDO_FAILED: frozenset({StepState.UNDOING, StepState.INTENDED}),
+    StepState.UNDO_FAILED: frozenset({StepState.UNDOING, StepState.INTENDED, StepState.FAILED}),
 }
 
 

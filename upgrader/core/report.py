@@ -129,6 +129,7 @@ _WORDS = {
     "ASKED": "ASKED: a person asked for it",
     "OVER_BUDGET": "OVER_BUDGET: a VM was without a switch for longer than policy.blackout_budget_us; it stays where it is",
     "COORDINATOR_DIED": "COORDINATOR_DIED: the coordinator ended in the middle of the run",
+    "SWITCH_DIED": "SWITCH_DIED: a switch died under VMs that the other one did not stand by for yet",
     "ROLLBACK_TOO_LATE": "ROLLBACK_TOO_LATE: the old switch had been ended already, so the run was finished instead",
 }
 
@@ -139,6 +140,11 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
         return None, None
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
+    if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
+        return (
+            "everything was undone: every VM is where it was when this run began",
+            f"upgrade --host localhost --restore {target}   (or {source}; when the cause is mended)",
+        )
     return {
         RunState.DONE: (
             f"slot {target} serves every VM",

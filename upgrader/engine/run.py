@@ -110,7 +110,7 @@ class Engine:
                     return self._give_way(failure, decision)
                 log.warning("a switch died; the step is tried again", step=step.title, error=str(failure.error))
             if any(m.over_budget for m in vm_moves(self.view.steps[index].data)):
-                return self._state(RunState.HALTED, "OVER_BUDGET")
+                return self._stop(RunState.HALTED, "OVER_BUDGET")
         return self._state(RunState.DONE, end)
 
     def _may_stop(self, index: int) -> bool:
@@ -119,7 +119,13 @@ class Engine:
     def _stopped(self, asked: Request) -> RunView:
         if asked is Request.BACK:
             return self._back(ASKED)
-        return self._state(RunState.PAUSED if asked is Request.PAUSE else RunState.HALTED, ASKED)
+        return self._stop(RunState.PAUSED if asked is Request.PAUSE else RunState.HALTED, ASKED)
+
+    def _stop(self, to: RunState, reason: str) -> RunView:
+        """Stop half-way, which is only said where every VM is served, as those states promise."""
+        if self._decision()[1] is Decision.OPERATOR:
+            return self._needs_operator("SWITCH_DIED")
+        return self._state(to, reason)
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
         """Returns what it failed of, None when it is done. Raises StopAskedError when a request came while it waited."""
@@ -162,7 +168,7 @@ class Engine:
         if decision is Decision.BACK:
             return self._back(failure.code)
         if decision is not Decision.POLICY:
-            return self._state(RunState.OPERATOR_NEEDED, failure.code)
+            return self._needs_operator(failure.code)
         if self._plan.policy.on_failure == "back":
             return self._back(failure.code)
         # the step in hand is taken back, so that no VM is left half moved; everything before it stays
@@ -181,8 +187,18 @@ class Engine:
                 break
             if not self._undo(index):
                 stuck = kind
-        restored = stuck is None and self._as_before()
-        return self._state(RunState.RESTORED if restored else RunState.OPERATOR_NEEDED, reason)
+        if stuck is None and self._as_before():
+            return self._state(RunState.RESTORED, reason)
+        return self._needs_operator(reason)
+
+    def _needs_operator(self, reason: str) -> RunView:
+        """Where a switch died QEMU has moved VMs by itself: their traffic is sent after them before we stop."""
+        try:
+            if any(slot is not None for _, slot in self._context.owners()):
+                self._context.steer_to_owners()
+        except UpgradeError as error:
+            log.warning("cannot bring steering in line with who serves the VMs", error=str(error))
+        return self._state(RunState.OPERATOR_NEEDED, reason)
 
     def _undo(self, index: int) -> bool:
         step = self._plan.steps[index]

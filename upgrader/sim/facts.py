@@ -74,7 +74,7 @@ def vm_interface(number: int, **changes: object) -> VmInterface:
     fields: dict[str, object] = {
         "domain": f"vm{number}",
         "domain_uuid": f"00000000-0000-0000-0000-{number:012d}",
-        "mac": f"52:54:00:00:00:{number:02x}",
+        "mac": f"52:54:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
         "socket": Path(f"/run/vm{number}.sock"),
         "netdev": "hostnet0",
         "chardev": "charnet0",

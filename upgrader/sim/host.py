@@ -1,23 +1,18 @@
-"""A host in memory, under the same protocols as the real one, in which any call can be made to fail.
-
-It keeps the promises that QEMU's patches and the kernel keep (tests/integration holds the real ones to them): rings
-have one owner, a switch of owner names the owner and generation it expects, a dead owner's rings go to a ready
-standby. `World.trouble` lists every broken promise.
-"""
+"""A host in memory, under the same protocols as the real one, in which any call can be made to fail."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core import openflow
 from upgrader.core.control import Control
-from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
+    SLOTS,
     HugepagePool,
     Interface,
     NicFacts,
@@ -38,100 +33,8 @@ from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
 from upgrader.ports import Follower, Host
-from upgrader.sim.facts import ovs_interface, ownership, slot, switch_facts, vm_interface
-
-
-def refused(what: str) -> HostError:
-    return HostError("SIMULATED", what, state="simulated", next="nothing")
-
-
-@dataclass
-class World:
-    """The host's state, and the log of every call with an effect."""
-
-    vms: dict[str, VmInterface]
-    pids: dict[SlotName, int | None]
-    switch: SwitchFacts
-    flows: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
-    bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
-    fail_modes: dict[str, str | None] = field(default_factory=dict)
-    steady: tuple[SlotName, ...] = ("a",)
-    in_control: SlotName | None = "a"
-    rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
-    listeners: set[Path] = field(default_factory=set)
-    links: dict[Path, Path] = field(default_factory=dict)
-    control: SlotName | None = "a"
-    dual: bool = True
-    next_pid: int = 5000
-    dials_libvirt: SlotName = "a"  # whose ports connect to the sockets that libvirt made
-    now: float = 0.0
-    chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
-    calls: list[str] = field(default_factory=list)
-    looks: int = 0
-    look_fault: Callable[[str, int], BaseException | None] = lambda name, count: None
-    fault: Callable[[str, int], BaseException | None] = lambda name, count: None
-    trouble: list[str] = field(default_factory=list)
-
-    def call(self, name: str) -> None:
-        """Record an effect, or let it fail before it has any."""
-        self.calls.append(name)
-        error = self.fault(name, len(self.calls))
-        if error is not None:
-            raise error
-
-    def look(self, name: str) -> None:
-        """Let a look at the host fail."""
-        self.looks += 1
-        error = self.look_fault(name, self.looks)
-        if error is not None:
-            raise error
-
-    def slot_of(self, pid: int | None) -> SlotName | None:
-        return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
-
-    def owners(self) -> dict[str, SlotName | None]:
-        """By domain, the slot that serves it."""
-        return {d: self.slot_of(v.ownership.owner_pid) if v.ownership else None for d, v in self.vms.items()}
-
-    def reached(self, vm: VmInterface) -> tuple[SlotName, ...]:
-        return self.rules.get((100, vm.mac), self.steady)
-
-    def unreached(self) -> list[str]:
-        """Domains whose overlay traffic goes only to a switch that does not serve them."""
-        return [d for d, owner in self.owners().items() if owner not in self.reached(self.vms[d])]
-
-    def idle_port(self, number: int) -> None:
-        """The switch has a port for a VM that does not run."""
-        self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
-
-    def restart(self, domain: str) -> None:
-        """End a VM and start it again: its QEMU listens on libvirt's socket, which the active switch dials."""
-        vm = self.vms[domain]
-        self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
-        self.vms[domain] = replace(vm, ownership=ownership(vm.chardev, self.pids[self.dials_libvirt] or 0))
-
-    def die(self, name: SlotName) -> None:
-        """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
-        pid, self.pids[name] = self.pids[name], None
-        for domain, vm in self.vms.items():
-            o = vm.ownership
-            if o is None or pid is None:
-                continue
-            if o.owner_pid == pid and o.standby and o.standby.ready:
-                new = replace(
-                    o,
-                    owner=o.standby.chardev,
-                    owner_pid=o.standby.pid,
-                    generation=o.generation + 1,
-                    standby=Standby(o.owner, False, False, "lost", None, pid),
-                )
-            elif o.owner_pid == pid:
-                new = replace(o, owner_connected=False, owner_pid=None)
-            elif o.standby and o.standby.pid == pid:
-                new = replace(o, standby=replace(o.standby, connected=False, ready=False, reason="lost", pid=None))
-            else:
-                continue
-            self.vms[domain] = replace(vm, ownership=new)
+from upgrader.sim.facts import slot, switch_facts, vm_interface
+from upgrader.sim.world import World, refused
 
 
 class SimProcesses:
@@ -199,13 +102,6 @@ class SimDatabase:
 
         return replace(self._w.switch, interfaces=tuple(own(i) for i in self._w.switch.interfaces))
 
-    def backup(self, slot: Slot, target: Path) -> None:
-        self._w.call(f"backup {slot.name}")
-
-    def rehome(self, slot: Slot, bindings: Sequence[PortBinding]) -> None:
-        self._w.call(f"rehome {slot.name}")
-        self._w.bound[slot.name] = tuple(bindings)
-
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         self._w.call(f"sync {source.name} {target.name}")
         if bindings:
@@ -242,10 +138,6 @@ class SimDatabase:
     def unready(self, slot: Slot, expected_up: Sequence[str]) -> tuple[str, ...]:
         self._w.look(f"unready {slot.name}")
         return ()
-
-    def set_fail_modes(self, slot: Slot, modes: dict[str, str | None]) -> None:
-        self._w.call(f"set_fail_modes {slot.name}")
-        self._w.fail_modes = modes
 
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         if self._w.pids[slot.name] is None:
@@ -472,19 +364,26 @@ class SimClock:
         self._w.now += seconds
 
 
-def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
+def make_world(vms: int) -> World:
     """A host whose slot a serves `vms` VMs, and nothing in slot b."""
     machines = {f"vm{i}": vm_interface(i) for i in range(vms)}
     world = World(vms=machines, pids={"a": 1001, "b": None}, switch=switch_facts(vms))
     for name in ("br-int", "br-phy"):
         world.flows["a", name] = ("priority=10 actions=drop",)
-    slots: dict[SlotName, Slot] = {"a": slot("a", rundir=tmp / "a"), "b": slot("b", rundir=tmp / "b")}
+    return world
+
+
+def make_programs(prefix: Path) -> None:
+    """What a slot is looked at for before it is started: files of these names."""
     for program in ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovs-appctl", "bin/ovs-ofctl", "bin/ovsdb-client"):
-        path = tmp / "ovs" / program
+        path = prefix / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    slots = {n: replace(s, prefix=tmp / "ovs") for n, s in slots.items()}
-    host = Host(
+
+
+def make_host(world: World) -> Host:
+    """Every port, onto one world."""
+    return Host(
         processes=SimProcesses(world),
         database=SimDatabase(world),
         openflow=SimOpenFlow(world),
@@ -495,7 +394,13 @@ def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
         clock=SimClock(world),
         ready_timeout_s=5.0,
     )
-    return world, host, slots
+
+
+def make(tmp: Path, vms: int = 2) -> tuple[World, Host, dict[SlotName, Slot]]:
+    """A host in memory, and its slots; their folders are under `tmp`."""
+    world = make_world(vms)
+    make_programs(tmp / "ovs")
+    return world, make_host(world), {name: slot(name, rundir=tmp / name, prefix=tmp / "ovs") for name in SLOTS}
 
 
 def is_ours(chardev: str) -> bool:

@@ -88,6 +88,14 @@ def await_ready(context: Context, port: VmPort) -> None:
 def detach(context: Context, port: VmPort, binding: PortBinding) -> None:
     """Detach and remove what is ours; libvirt's own socket stays attached, with a peer that will be gone."""
     if binding.fresh and binding.chardev:
+        now = context.host.hypervisor.ownership(port)
+        if now is not None and now.owner == binding.chardev:  # QEMU's failover brought it there
+            raise StepError(
+                "VM_SERVED_THERE",
+                f"{port.label} is served over the connection that is to be taken away (process {now.owner_pid})",
+                state=f"{port.label} goes on being served over it",
+                next="upgrade resume   (it brings the other VMs there, too)",
+            )
         context.host.hypervisor.drop_connection(port, binding.chardev)
         context.host.resources.remove(binding.socket)
         context.host.resources.remove(binding.listener)

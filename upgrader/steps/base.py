@@ -75,8 +75,8 @@ class Context:
         """Bring steering in line with who serves whom: one rule where that is one slot, else one for each VM."""
         served = [(port, slot) for port, slot in self.owners() if slot is not None]
         slots = {slot for _, slot in served}
-        if len(slots) == 1:
-            self.host.steering.close_window(slots.pop())
+        if len(slots) <= 1:  # with no VM there is, those that come are the old switch's
+            self.host.steering.close_window(slots.pop() if slots else self.source.name)
         else:
             self.host.steering.open_window(served)
 

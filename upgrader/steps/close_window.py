@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from upgrader.core.errors import StepError
-from upgrader.core.plan import PlannedStep
+from upgrader.core.plan import PlannedStep, StepKind
 from upgrader.steps.base import Context, Data
 
 
@@ -29,6 +29,7 @@ class CloseWindow:
         return {}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        context.target_pid()
         rules = context.host.steering.rules()
         if len(rules) != 1 or rules[0].targets != (context.target.name,) or rules[0].mac is not None:
             raise StepError(
@@ -41,5 +42,8 @@ class CloseWindow:
     def undo(self, context: Context, step: PlannedStep) -> Data:
         """Rules for single VMs again, to where the VMs are now: they are about to be moved back one by one."""
         served = [(port, slot) for port, slot in context.owners() if slot is not None]
-        context.host.steering.open_window(served)
+        if served and any(s.kind is StepKind.OPEN_WINDOW for s in context.plan.steps):
+            context.host.steering.open_window(served)
+        else:  # nobody moves back, and no step to come would close a window
+            context.steer_to_owners()
         return {}

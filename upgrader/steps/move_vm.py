@@ -89,6 +89,8 @@ def bring_back(context: Context, port: VmPort) -> Data:
     try:
         return {"move": asdict(hand_over(context, port, now, context.target, context.source))}
     except HostError as error:
+        if context.pid(context.source) is None:
+            raise  # it is the old switch that died: the new one is the only one that lives
         log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
         context.host.processes.kill_switch(context.target)
         _await_owner(context, port, context.source)

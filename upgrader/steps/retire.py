@@ -27,7 +27,7 @@ class Retire:
         """
         host, source, target = context.host, context.source, context.target
         moves = bring_late(context)
-        _require_idle(context)
+        _require_idle(context)  # also: a switch may have died since
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         for port in context.plan.all_ports:
             now = host.hypervisor.ownership(port)
@@ -50,6 +50,7 @@ class Retire:
         return {"moves": moves}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
+        context.target_pid()
         status = context.host.processes.status(context.source)
         if status.vswitchd_pid or status.ovsdb_pid:
             raise StepError(
