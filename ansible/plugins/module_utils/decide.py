@@ -55,6 +55,30 @@ def needs_upgrade(plan, slot=None, version=None, force=False):
     return False, "%s; slot %s has nothing newer (%s)" % (here, target, installed or "nothing")
 
 
+def needs_rollback(run, slot=None, version=None):
+    """Whether the latest run (None: there is none) is to be taken back so that `slot`, or `version`, serves again; and why.
+
+    Raises CannotBeError for a run that neither came from there nor led there.
+    """
+    if run is None:
+        return False, "no run is recorded"
+    here = "run %d (slot %s, OVS %s -> slot %s, OVS %s) is %s" % (
+        run["run_id"], run["from_slot"], run["from_version"], run["to_slot"], run["to_version"], run["outcome"],
+    )  # fmt: skip
+    came_from = slot in (None, run["from_slot"]) and version in (None, run["from_version"])
+    if came_from:
+        return run["outcome"] != "restored", here
+    led_to = slot in (None, run["to_slot"]) and version in (None, run["to_version"])
+    if led_to and run["outcome"] == "done":
+        return False, here
+    raise CannotBeError(
+        "ROLLBACK_LEADS_ELSEWHERE",
+        "%s: taking it back does not lead to %s" % (here, "slot " + slot if slot else "OVS " + version),
+        "nothing was changed",
+        "upgrade status; upgrade history",
+    )
+
+
 def harm(plan):
     """The plan's findings under which it cannot be said which switch serves."""
     return [f for f in plan["findings"] if f["code"] in HARM]

@@ -132,6 +132,11 @@ def _missing(command, error):
     return Answer(command, USAGE, json.dumps(said), "")
 
 
+def typed(words, config):
+    """A command that is offered, so that it reads the same configuration."""
+    return words.replace("upgrade ", "upgrade --config %s " % config) if config and "--config" not in words else words
+
+
 def message(error):
     """The four things every error says, in one text."""
     return "%s: %s\nstate: %s\nnext: %s" % (error["code"], error["what"], error["state"], error["next"])

@@ -19,15 +19,19 @@ options:
       - V(upgraded) means that the wanted switch serves, see O(slot), O(version), O(force). Without any of them that is
         the newer one of what runs and what the other slot has installed, so that a second call changes nothing.
       - V(rolled_back) means that the latest run is taken back; also one that is done, as long as its old switch is kept.
+        With O(slot) or O(version) only a run that came from there, so that a host that took no part in a rollout is left
+        alone by its rollback.
     type: str
     choices: [upgraded, rolled_back]
     default: upgraded
   slot:
-    description: The slot whose switch shall serve, whatever its version.
+    description: The slot whose switch shall serve, or shall serve again, whatever its version.
     type: str
     choices: [a, b]
   version:
-    description: The version of OVS that shall serve; the other slot has to have it installed where it does not run.
+    description:
+      - The version of OVS that shall serve, or shall serve again. The other slot has to have it installed where it does not
+        run.
     type: str
   force:
     description: Run to the other slot whatever runs and is installed. Every call changes the host then.
@@ -68,9 +72,10 @@ EXAMPLES = r"""
     version: 3.2.1
     keep_old: true
 
-- name: Take the latest run back
+- name: Take the latest run back, if it came from OVS 3.1.0
   ovs.hot_upgrade.hot_upgrade:
     state: rolled_back
+    version: 3.1.0
 
 - name: Upgrade, and say of a failure what to do about it
   block:
@@ -197,8 +202,12 @@ class Task:
     def rolled_back(self):
         """The latest run is taken back."""
         run = self.ask("status").get("status")["run"]
-        if run is None or run["outcome"] == "restored":
-            return self.end("no run is recorded" if run is None else "run %d was taken back already" % run["run_id"])
+        try:
+            needed, why = decide.needs_rollback(run, self.params["slot"], self.params["version"])
+        except decide.CannotBeError as error:
+            self.fail_with(error.error, cli.USAGE, "refused")
+        if not needed:
+            return self.end(why)
         if run["outcome"] in decide.GOES_ON and not self.params["resume"]:
             self.result["run"] = run
             self.fail_with(decide.unfinished_error(run), cli.LOCKED, "refused")
@@ -274,6 +283,7 @@ class Task:
 
     def fail_with(self, error, exit_code, outcome):
         """Failure; `msg` has what happened, the host's state and what to type next."""
+        error = dict(error, next=cli.typed(error["next"], self.params["config"]))
         self.result.update(
             error=error,
             outcome=outcome,
