@@ -100,10 +100,6 @@ def test_two_hosts_fail_and_the_rest_is_untouched_until_they_are_mended(six: Sim
     assert "OVER_BUDGET" in page
     assert "QEMU_UNPATCHED" in page
 
-    again = fleet.play("rolling_upgrade", rollout_slot="b")
-    assert again.returncode != 0, "nothing was mended"
-    assert {s["host"]: s["code"] for s in fleet.report["stopped_by"]} == {"hv2": "RUN_UNFINISHED", "hv3": "BLOCKED"}
-
     six.configure("hv2")
     break_vm(six.hosts["hv3"], mend=True)
     assert fleet.play("rollback", "--limit", "hv2", rollout_slot="a").returncode == 0

@@ -1,6 +1,6 @@
 """The collection in ansible/, where Ansible finds it by name; its modules and playbooks run as Ansible runs them.
 
-    python -m tests.support.collection lint     # ansible-lint, production profile, and every playbook's syntax
+python -m tests.support.collection lint     # ansible-lint, production profile, and every playbook's syntax
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ def installed_in(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For Ansible, with whatever it writes in `folder`."""
+    """For Ansible, with whatever it writes in `folder`, and no settings of this machine's."""
+    settings = folder / "ansible.cfg"
+    settings.write_text("[defaults]\n")
     return {
         **os.environ,
         "ANSIBLE_COLLECTIONS_PATH": str(installed_in(folder)),
         "ANSIBLE_HOME": str(folder / "ansible"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "tmp"),
-        "ANSIBLE_CONFIG": os.devnull,
+        "ANSIBLE_CONFIG": str(settings),
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_PIPELINING": "1",
         "PATH": f"{_BIN}:{os.environ['PATH']}",
     }
 

@@ -121,7 +121,7 @@ def problems(status, plan):
     if run and run["outcome"] == "done":
         if run["reason"]:
             found.append(_problem(run["reason"], "run %d ended with %s" % (run["run_id"], run["reason"])))
-        late = sorted(set(m["vm"] for m in run["moves"] if m["over_budget"] and not m["undone"]))
+        late = sorted({m["vm"] for m in run["moves"] if m["over_budget"] and not m["undone"]})
         if late:
             found.append(_problem("OVER_BUDGET", "%s over the blackout budget in run %d" % (some(late), run["run_id"])))
         open_steps = [s["title"] for s in run["steps"] if s["state"] != "done"]

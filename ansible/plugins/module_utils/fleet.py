@@ -44,7 +44,7 @@ def host_record(host, came_to=None, info=None, failed=None):
         "run_id": run.get("run_id"),
         "run_took_s": run.get("took_s"),
         "longest_blackout_us": longest,
-        "over_budget": sorted(set(m["vm"] for m in moves if m["over_budget"])),
+        "over_budget": sorted({m["vm"] for m in moves if m["over_budget"]}),
         "moves": moves,
     }
 
@@ -74,10 +74,7 @@ def fleet_report(records, hosts, title="", at=""):
     known = {r["host"]: r for r in records}
     told = [known.get(h) or {**host_record(h), "kind": "untouched"} for h in hosts]
     counts = {k: sum(1 for r in told if r["kind"] == k) for k in KINDS}
-    if counts["failed"]:
-        outcome = "stopped"
-    else:
-        outcome = "partial" if counts["untouched"] else "done"
+    outcome = "stopped" if counts["failed"] else "partial" if counts["untouched"] else "done"
     blackouts = sorted(m["blackout_us"] for r in told for m in r["moves"] if not m["undone"])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -139,7 +136,7 @@ def _row(r):
         _text("slot " + r["slot"] if r["slot"] else ""),
         _text(r["version"]),
         _text(r["run_id"]),
-        len(set(m["vm"] for m in r["moves"])) or "",
+        len({m["vm"] for m in r["moves"]}) or "",
         blackout,
         _details(r),
     )

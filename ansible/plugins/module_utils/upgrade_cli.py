@@ -49,7 +49,7 @@ class Answer:
             return None
         said = self.get("error")
         if said:
-            return dict((key, said[key]) for key in ("code", "what", "state", "next"))
+            return {key: said[key] for key in ("code", "what", "state", "next")}
         run = self.get("run")
         if run and self.unreadable is None:
             return error_of(run) or _ended(run)
@@ -73,7 +73,7 @@ def error_of(run):
     """The error of a run's report, in its parts; None where it has none."""
     if not run["error"]:
         return None
-    code, unused, what = run["error"].partition(": ")
+    code, _unused, what = run["error"].partition(": ")
     return {"code": code, "what": what, "state": run["state"], "next": run["next"]}
 
 

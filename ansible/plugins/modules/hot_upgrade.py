@@ -143,7 +143,6 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.ovs.hot_upgrade.plugins.module_utils import decide
 from ansible_collections.ovs.hot_upgrade.plugins.module_utils import upgrade_cli as cli
 
