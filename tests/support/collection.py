@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "ansible"
 NAME = "ovs.hot_upgrade"
-PLAYBOOKS = ("preflight", "rolling_upgrade", "rollback", "status")
+PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "status")
 _BIN = Path(sys.executable).parent
 
 
