@@ -8,7 +8,11 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-fleet lint-ansible check-qemu clean
+=======
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication check-flower check-qemu clean
+>>>>>>> main
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +27,7 @@ $(BUILD)/.packages: Makefile
 	@touch $@
 
 HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev libvirt-daemon libvirt-daemon-system libvirt-clients qemu-system-x86 \
-	iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
+	openssh-client openssh-server iproute2 iputils-ping ethtool kmod cpio busybox-static linux-image-cloud-amd64 util-linux procps
 
 $(VENV)/.ready: pyproject.toml $(BUILD)/.packages
 	/usr/bin/python3 -m venv $(VENV)
@@ -45,7 +49,7 @@ lint-ansible: venv ## ansible-lint, production profile, and the playbooks' synta
 	$(PY) -m tests.support.collection lint
 
 unit: venv ## tests that need neither root nor the stack
-	$(PY) -m pytest -q tests/unit
+	$(PY) -m pytest -q tests/unit tests/contract
 
 integration: stack ## tests on the real stack
 	$(PY) -m pytest -q tests/integration
@@ -62,10 +66,16 @@ show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill re
 show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands cost bench kills"
 	$(PY) -m tests.show.coordinator $(PARTS)
 
-show-steering: venv ## all that steering must show; PARTS="contract encoding model turns traffic claims"
+show-replication: stack ## all that replication must show; PARTS="equal corpus follow control findings writer bench packet"
+	$(PY) -m tests.show.replication $(PARTS)
+
+check-flower: venv ## steering by tc flower, in a guest whose kernel has it (downloads 70 MB once)
+	$(PY) -m tests.support.nic_guest
+
+show-steering: venv ## all that steering must show; PARTS="contract flower encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)
 
-show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet lint documents"
+show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet install checks"
 	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built

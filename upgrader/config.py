@@ -1,4 +1,4 @@
-"""Configuration: one TOML file, validated by pydantic; every error names the file, the key and what is allowed."""
+"""Configuration: a TOML file and conf.d/ beside it, validated by pydantic; every error names file, key, what is allowed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from upgrader.core.errors import UsageError
+from upgrader.core.finding import Acceptable
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Policy
 
@@ -25,37 +28,48 @@ class _Section(BaseModel):
 class SlotConfig(_Section):
     """One of the two switch instances; see `upgrader.core.model.Slot` for what each key means."""
 
-    prefix: Path
-    rundir: Path
-    netns: str | None = None
-    vf: str
-    representor: str | None = None
-    devargs: str
-    pmd_cpu_mask: Annotated[str, Field(pattern=r"^0x0*[1-9a-fA-F][0-9a-fA-F]*$")]
-    socket_mem_mib: Annotated[str, Field(pattern=r"^\d+(,\d+)*$")] = "1024"
-    dpdk_extra: str = ""
-    env: dict[str, str] = {}
+    prefix: Path = Field(description="where its OVS is installed")
+    rundir: Path = Field(description="directory of its sockets, pid files, database and logs")
+    netns: str | None = Field(default=None, description="its network namespace, another one than the other slot's")
+    vf: str = Field(description="netdev of its VF in that namespace")
+    representor: str | None = Field(
+        default=None, description="netdev beside the PF through which steering reaches the VF"
+    )
+    devargs: str = Field(description="DPDK device of the uplink, e.g. 0000:3b:02.1")
+    pmd_cpu_mask: str = Field(
+        pattern=r"^0x0*[1-9a-fA-F][0-9a-fA-F]*$",
+        description="cores of its PMD threads, a hexadecimal mask above 0, e.g. 0x6",
+    )
+    socket_mem_mib: str = Field(
+        default="1024",
+        pattern=r"^\d+(,\d+)*$",
+        description='hugepage memory per NUMA node in MiB, e.g. "1024" or "1024,1024"',
+    )
+    dpdk_extra: str = Field(default="", description="further EAL arguments")
+    env: dict[str, str] = Field(default={}, description="further environment of its daemons")
 
 
 class NicConfig(_Section):
-    """The NIC whose overlay traffic is steered.
+    """The NIC whose overlay traffic is steered."""
 
-    pf          netdev of the physical function, in `netns` (None: the host's)
-    adapter     how rules reach it: `tc_u32` in software, on any netdev; `ethtool` by the NIC's own rules (X710)
-    vxlan_port  UDP port of the overlay (RFC 7348: 4789)
-    vfs         `ethtool`: number of each slot's VF, as `ip link show PF` counts
-    location    `ethtool`: place of our one rule in the NIC's table
-    catch       `ethtool`: what steering in software on the PF takes, to each slot's representor there: what arrives in
-                the `gap` of a rule's turn, or all of the overlay while a `window` is open; None: what arrives is lost
-    """
-
-    pf: str
-    netns: str | None = None
-    adapter: Literal["tc_u32", "ethtool"] = "tc_u32"
-    vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4789
-    vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = {}
-    location: Annotated[int, Field(ge=0, lt=2**31)] = 1000
-    catch: Literal["gap", "window"] | None = None
+    pf: str = Field(description="netdev of the physical function")
+    netns: str | None = Field(default=None, description="network namespace it is in; none: the host's")
+    adapter: Literal["tc_u32", "ethtool", "tc_flower"] = Field(
+        default="tc_u32",
+        description="how rules reach it: tc_u32 in software, on any netdev; ethtool by the NIC's own rules (X710); "
+        "tc_flower by a switchdev NIC (E810, ConnectX), to each slot's representor",
+    )
+    vxlan_port: int = Field(default=4789, ge=1, le=65535, description="UDP port of the overlay (RFC 7348: 4789)")
+    vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = Field(
+        default={}, description="ethtool: number of each slot's VF, as `ip link show PF` counts"
+    )
+    location: int = Field(default=1000, ge=0, lt=2**31, description="ethtool: place of our one rule in the NIC's table")
+    mirror: bool = Field(default=False, description="tc_flower: the NIC can give a packet to two VFs")
+    catch: Literal["gap", "window"] | None = Field(
+        default=None,
+        description="ethtool: what steering in software on the PF takes, to each slot's representor there: what arrives "
+        "in the gap of a rule's turn, or all of the overlay while a window is open; none: what arrives is lost",
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> NicConfig:
@@ -67,54 +81,56 @@ class NicConfig(_Section):
 
 
 class HostConfig(_Section):
-    """What of the host is not a slot's.
+    """What of the host is not a slot's."""
 
-    supervisor  how a slot's daemons are run: plain processes, or units (upgrader/systemd/)
-    well_known  directory in which tools and clients look for the switch; its names follow the active slot
-    """
-
-    libvirt_uri: str = "qemu:///system"
+    libvirt_uri: str = Field(default="qemu:///system", description="libvirt that runs the VMs")
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
     )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
-    lock: Path = Path("/run/ovs-upgrade.lock")
-    journal: Path = Path("/var/lib/ovs-upgrade/journal.db")
-    socket: Path = Path("/run/ovs-upgrade.sock")
-    supervisor: Literal["process", "systemd"] = "process"
-    well_known: Path = Path("/run/openvswitch")
+    lock: Path = Field(default=Path("/run/ovs-upgrade.lock"), description="held while a coordinator runs")
+    journal: Path = Field(default=Path("/var/lib/ovs-upgrade/journal.db"), description="what became of every run")
+    socket: Path = Field(default=Path("/run/ovs-upgrade.sock"), description="where the daemon listens")
+    supervisor: Literal["process", "systemd"] = Field(
+        default="process", description="how a slot's daemons are run: plain processes, or units (upgrader/systemd/)"
+    )
+    well_known: Path = Field(
+        default=Path("/run/openvswitch"),
+        description="directory in which tools and clients look for the switch; its names follow the active slot",
+    )
 
 
 class PolicyConfig(_Section):
-    """What a run may take, and what becomes of it when a step fails; see `upgrader.core.plan.Policy`.
+    """What a run may take, and what becomes of it when a step fails; see `upgrader.core.plan.Policy`."""
 
-    ready_timeout_s     how long a switch or a standby may take to be ready
-    accept              codes of blocking findings that are accepted on this host
-    """
-
-    blackout_budget_us: Annotated[int, Field(gt=0)] = 20_000
-    canary_check_s: Annotated[float, Field(ge=0, le=3600)] = 2.0
-    soak_s: Annotated[float, Field(ge=0, le=86400)] = 10.0
-    on_failure: Literal["back", "stay", "ask"] = "back"
-    keep_old: bool = False
-    ready_timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    accept: tuple[Literal["PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF", "STEERING_UNPROVEN"], ...] = ()
+    blackout_budget_us: int = Field(default=20_000, gt=0, description="a hand-over above it stops the run")
+    canary_check_s: float = Field(
+        default=2.0, ge=0, le=3600, description="the first VM is watched so long before the others move"
+    )
+    soak_s: float = Field(
+        default=10.0, ge=0, le=86400, description="all are watched so long before the old switch is given up"
+    )
+    on_failure: Literal["back", "stay", "ask"] = Field(
+        default="back", description="what becomes of the run when a step fails"
+    )
+    keep_old: bool = Field(default=False, description="the old switch goes on standing by, for a rollback")
+    ready_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="a switch or a standby may take so long to be ready"
+    )
+    accept: tuple[Acceptable, ...] = Field(
+        default=(), description="codes of blocking findings that are accepted on this host"
+    )
 
 
 class SimulatedConfig(_Section):
-    """A simulated host in the place of a real one; `upgrader.sim.stored` says what the keys do.
+    """A simulated host in the place of a real one; see `upgrader.sim.stored`."""
 
-    state          folder that keeps it, and its journal and socket; made where there is none
-    vms            how many VMs it has when it is made
-    dual_delivery  whether its NIC can give traffic to both slots
-    """
-
-    state: Path
-    vms: Annotated[int, Field(ge=0, le=10_000)] = 4
-    dual_delivery: bool = True
-    effect_s: Annotated[float, Field(ge=0, le=60)] = 0.0
-    fail_at: tuple[str, ...] = ()
-    dies_at: dict[SlotName, str] = {}
+    state: Path = Field(description="folder that keeps it, with its journal and socket; made where there is none")
+    vms: int = Field(default=4, ge=0, le=10_000, description="how many VMs it has when it is made")
+    dual_delivery: bool = Field(default=True, description="whether its NIC can give traffic to both slots")
+    effect_s: float = Field(default=0.0, ge=0, le=60, description="how long each call with an effect takes, seconds")
+    fail_at: tuple[str, ...] = Field(default=(), description="calls that fail each time")
+    dies_at: dict[SlotName, str] = Field(default={}, description="by slot, the call at which its switch dies")
 
     @field_validator("state")
     @classmethod
@@ -149,7 +165,9 @@ class Config(_Section):
     nic: NicConfig
     slots: dict[SlotName, SlotConfig]
     policy: PolicyConfig = PolicyConfig()
-    simulated: SimulatedConfig | None = None
+    simulated: SimulatedConfig | None = Field(
+        default=None, description="a simulated host in the place of `nic` and `slots`"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -224,33 +242,99 @@ def config_path(given: Path | None) -> Path:
     return given or Path(os.environ.get(PATH_VARIABLE, DEFAULT_PATH))
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """The files that are read, in order: the one that was named, then conf.d/*.toml beside it; a later one counts."""
+    return (path, *sorted((path.parent / "conf.d").glob("*.toml")))
+
+
 def load(path: Path) -> Config:
-    """Read and validate one file. Raises UsageError; changes nothing."""
+    """Read, merge and validate. Raises UsageError; changes nothing."""
+    read: dict[str, Any] = {}
+    said_in: dict[tuple[str, ...], Path] = {}
+    for file in files(path):
+        _merge(read, _toml(file), said_in, file)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Config.model_validate(read)
+    except ValidationError as error:
+        problems = tuple(_problem(e, said_in, path) for e in error.errors(include_url=False))
+        said = [f"{file}: {words}" for file, words in problems]
+        wrong = dict.fromkeys(str(file) for file, _ in problems)
+        raise UsageError(
+            "CONFIG_INVALID",
+            "\n    ".join(("", *said)) if len(said) > 1 else said[0],
+            state="nothing was changed",
+            next=f"mend {' and '.join(wrong)}, then: upgrade config validate",
+        ) from error
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(
             "CONFIG_MISSING",
-            f"there is no configuration at {path}",
+            f"there is no configuration at {file}",
             state="nothing was changed",
-            next=f"write {path} (docs/config.md), or name one: upgrade --config FILE …; to try it in a box: upgrade lab up",
+            next=f"write {file} (docs/config.md), or name another with --config; to try it in a box: upgrade lab up",
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
             "CONFIG_UNREADABLE",
-            f"{path} could not be read: {error}",
+            f"{file} could not be read: {error}",
             state="nothing was changed",
-            next=f"mend {path} and run the same command again",
+            next=f"mend {file}, then: upgrade config validate",
         ) from error
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)
-        )
-        raise UsageError(
-            "CONFIG_INVALID",
-            f"{path}: {problems}",
-            state="nothing was changed",
-            next=f"mend {path} and run the same command again",
-        ) from error
+
+
+def _merge(
+    into: dict[str, Any],
+    more: dict[str, Any],
+    said_in: dict[tuple[str, ...], Path],
+    file: Path,
+    at: tuple[str, ...] = (),
+) -> None:
+    """Tables key by key, everything else as a whole; `said_in` notes where each key was said last."""
+    for key, value in more.items():
+        place = (*at, key)
+        said_in[place] = file
+        if isinstance(value, dict) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), value, said_in, file, place)
+        else:
+            into[key] = value
+
+
+def _problem(error: ErrorDetails, said_in: dict[tuple[str, ...], Path], path: Path) -> tuple[Path, str]:
+    """In which file, and: key, what is wrong, what is allowed."""
+    where = tuple(str(part) for part in error["loc"])
+    file = next((said_in[where[:n]] for n in range(len(where), 0, -1) if where[:n] in said_in), path)
+    key = ".".join(where)
+    parent, field = _field(where)
+    allowed = f": {field.description}" if field and field.description else ""
+    match error["type"]:
+        case "extra_forbidden":
+            names = ", ".join(parent.model_fields) if parent else ""
+            return file, f"{key}: there is no such key; here may stand: {names}"
+        case "missing":
+            return file, f"{key}: it has to be there{allowed}"
+        case "value_error":
+            words = str(error["ctx"]["error"])
+            return file, words if not key or key in words else f"{key}: {words}"
+        case "string_pattern_mismatch":
+            return file, f"{key}: {error['input']!r} will not do{allowed}"
+    return file, f"{key}: {error['msg']}, not {error['input']!r}"
+
+
+def _field(where: tuple[str, ...]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The section a key stands in, and the key, if there is one of that name."""
+    section: type[BaseModel] | None = Config
+    field: FieldInfo | None = None
+    slot = where[:1] == ("slots",)
+    for name in where[:1] + where[2:] if slot and len(where) > 2 else where:
+        if section is None:
+            break
+        parent, field = section, section.model_fields.get(name)
+        kind = SlotConfig if name == "slots" else field.annotation if field else None
+        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    else:
+        return (parent if where else None), field
+    return None, field

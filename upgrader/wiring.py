@@ -16,6 +16,7 @@ from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.slot_systemd import SlotSystemd
+from upgrader.adapters.tc_flower import TcFlower
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.adapters.vf import Vfs
 from upgrader.adapters.well_known import WellKnownDirectory
@@ -107,6 +108,9 @@ def steering(config: Config) -> Steering:
     nic = config.nic
     if nic.adapter == "tc_u32":
         return _software(config)
+    if nic.adapter == "tc_flower":
+        named = _representors(config)
+        return TcFlower(nic.pf, nic.netns, named, nic.vxlan_port, hardware=True, mirror=nic.mirror)
     return Ethtool(
         EthtoolDevice(nic.pf, nic.netns),
         Vfs(nic.pf, nic.netns),
@@ -119,14 +123,18 @@ def steering(config: Config) -> Steering:
 
 
 def _software(config: Config) -> TcU32:
+    return TcU32(config.nic.pf, config.nic.netns, _representors(config), config.nic.vxlan_port)
+
+
+def _representors(config: Config) -> dict[SlotName, str]:
     representors = {name: slot.representor for name, slot in config.slots.items()}
     named = {name: r for name, r in representors.items() if r is not None}
     if len(named) != len(representors):
         missing = ", ".join(f"slots.{n}.representor" for n in representors if n not in named)
         raise UsageError(
             "CONFIG_INVALID",
-            f"steering in software on the PF needs {missing}: the netdev beside it that leads to that switch",
+            f"steering by tc needs {missing}: the netdev beside the PF that leads to that switch",
             state="nothing was changed",
             next="add it to the configuration and run the same command again",
         )
-    return TcU32(config.nic.pf, config.nic.netns, named, config.nic.vxlan_port)
+    return named

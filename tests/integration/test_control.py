@@ -2,82 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.openflow_controller import TABLE
 from tests.support.ovsdb_client import KEY
-from tests.support.slots import SlotFactory, ofctl, vsctl
+from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, undo, vsctl
 from tests.support.switch import eventually
+from tests.support.writers import Said, controllers_network
 from upgrader.adapters import gate
-from upgrader.adapters.clock import SystemClock
-from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
-from upgrader.adapters.slot_process import SlotProcesses
-from upgrader.core import plan as planning
-from upgrader.core.model import Slot, SteeringCapabilities
+from upgrader.core.model import Slot
 from upgrader.core.plan import StepKind
-from upgrader.ports import Host
-from upgrader.sim.facts import host_facts
-from upgrader.sim.host import World, make
-from upgrader.steps import STEPS, Context, replication
+from upgrader.steps import Context, replication
 
 pytestmark = pytest.mark.integration
 PORT = 16653
 SCHEMA = "share/openvswitch/vswitch.ovsschema"
 
 
-class Said:
-    """A process that prints JSON lines, and what it has said so far."""
-
-    def __init__(self, argv: list[str], folder: Path, netns: str | None = None) -> None:
-        self._output = folder / f"{argv[1]}.out"
-        command = [sys.executable, *argv]
-        self._process: subprocess.Popen[bytes] = gate.spawn(command, netns=netns, output=self._output)
-
-    def lines(self, what: str) -> list[dict[str, Any]]:
-        text = self._output.read_text().splitlines()
-        said = [json.loads(line) for line in text if line.startswith("{") and line.endswith("}")]
-        return [line for line in said if line["what"] == what]
-
-    def last(self, what: str) -> int:
-        return max((int(line["which"]) for line in self.lines(what)), default=0)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture(name="network")
 def network_fixture() -> Iterator[Callable[[Slot], str]]:
     """A namespace for a controller, and cables from slots to it; returns how to lay one."""
-    name = f"t{os.getpid()}-ctl"
-    gate.run(["ip", "netns", "add", name])
-    try:
-        for command in ("link add ctlbr type bridge", "link set ctlbr up", "address add 10.99.0.1/24 dev ctlbr"):
-            gate.run(["ip", *command.split()], netns=name)
-
-        def lay(slot: Slot) -> str:
-            end = f"to-{slot.name}"
-            gate.run(["ip", "link", "add", "ctl", "netns", str(slot.netns), "type", "veth", "peer", end, "netns", name])
-            gate.run(["ip", "link", "set", end, "master", "ctlbr", "up"], netns=name)
-            gate.run(["ip", "link", "set", "ctl", "up"], netns=slot.netns)
-            number = 2 if slot.name == "a" else 3
-            gate.run(["ip", "address", "add", f"10.99.0.{number}/24", "dev", "ctl"], netns=slot.netns)
-            return name
-
+    with controllers_network() as lay:
         yield lay
-    finally:
-        gate.run(["ip", "netns", "del", name])
 
 
 @pytest.fixture(name="context")
@@ -92,34 +44,6 @@ def context_fixture(tmp_path: Path) -> Iterator[Context]:
         for slot in (a, b):
             gate.run(["ip", "link", "set", "br-alone", "up"], netns=slot.netns)
         yield context_of(tmp_path, *(replace(s, uplink="br-alone") for s in (a, b)))
-
-
-def context_of(tmp_path: Path, a: Slot, b: Slot) -> Context:
-    """A run from a to b on real switches, with the rest of the host simulated and no VM on it."""
-    simulated: tuple[World, Host, object] = make(tmp_path / "sim", vms=0)
-    host = replace(
-        simulated[1],
-        processes=SlotProcesses(),
-        database=Ovsdb(),
-        openflow=Ofctl(),
-        resources=HostResources(),
-        clock=SystemClock(),
-    )
-    plan = planning.upgrade(host_facts(vms=0), SteeringCapabilities(dual_delivery=True))
-    return Context(host, replace(plan, source="a", target="b", bindings=()), a, b, 20_000)
-
-
-def carry_out(context: Context, kind: StepKind) -> dict[str, object]:
-    step = next(s for s in context.plan.steps if s.kind is kind)
-    STEPS[kind].check(context, step)
-    data = STEPS[kind].do(context, step)
-    STEPS[kind].verify(context, step, data)
-    assert json.loads(json.dumps(data)) == data
-    return dict(data)
-
-
-def undo(context: Context, kind: StepKind) -> None:
-    STEPS[kind].undo(context, next(s for s in context.plan.steps if s.kind is kind))
 
 
 def cookies(slot: Slot) -> set[int]:
@@ -240,6 +164,29 @@ def test_a_controller_that_does_not_reach_the_new_switch_is_said(
         controller.stop()
 
 
+def test_what_is_written_into_the_old_database_after_control_has_moved_is_not_lost(context: Context) -> None:
+    """By clients that found it by its socket, and are sent away a step later; the new one's changes stay as well."""
+    a, b = context.source, context.target
+    carry_out(context, StepKind.REPLICATE)
+    carry_out(context, StepKind.MOVE_CONTROL)
+    vsctl(a, "set", "Bridge", "br-int", "external_ids:late=yes", "--", "set", "Open_vSwitch", ".", "external_ids:x=a")
+    vsctl(a, "add-port", "br-int", "late", "--", "set", "interface", "late", "type=internal")
+    vsctl(b, "set", "Bridge", "br-int", "external_ids:early=yes")
+    vsctl(b, "add-port", "br-int", "other", "--", "set", "interface", "other", "type=internal")
+    for _ in range(2):  # a port that came late has its number by the second
+        replication.follow(context, *replication.sides(context))
+    for slot in (a, b):
+        assert vsctl(slot, "get", "Bridge", "br-int", "external_ids").strip() == "{early=yes, late=yes}"
+        assert vsctl(slot, "get", "Open_vSwitch", ".", "external_ids:x").strip() == "a"
+        assert set(vsctl(slot, "list-ports", "br-int").split()) == {"late", "other"}
+    assert replication.differences(context, b, a) == ()
+    vsctl(b, "del-port", "late")
+    replication.follow(context, *replication.sides(context))
+    assert vsctl(a, "list-ports", "br-int").split() == ["other"]
+    undo(context, StepKind.MOVE_CONTROL)
+    assert vsctl(a, "list-ports", "br-int").split() == ["other"]
+
+
 def test_once_control_has_moved_the_old_switch_follows(context: Context) -> None:
     vsctl(context.source, "set-controller", "br-int", "tcp:10.99.0.1:6653")
     carry_out(context, StepKind.REPLICATE)
@@ -247,7 +194,7 @@ def test_once_control_has_moved_the_old_switch_follows(context: Context) -> None
     ofctl(context.target, "add-flow", "br-int", "priority=9,actions=drop")
     vsctl(context.target, "add-port", "br-int", "late", "--", "set", "interface", "late", "type=internal")
     assert replication.sides(context) == (context.target, context.source)
-    replication.keep_up(context)
+    replication.follow(context, *replication.sides(context))
     assert "priority=9 actions=drop" in Ofctl().flows(context.source, "br-int")
     assert vsctl(context.source, "get", "interface", "late", "ofport") == vsctl(
         context.target, "get", "interface", "late", "ofport"

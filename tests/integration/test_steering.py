@@ -13,6 +13,7 @@ import pytest
 from tests.support.fake_nic import FakeNic, build_shim, x710
 from tests.support.steer_bench import Nic, software, veth_nic
 from upgrader.adapters import gate
+from upgrader.adapters.tc_flower import TcFlower
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core.errors import HostError
 from upgrader.core.model import SlotName, VmPort
@@ -30,7 +31,39 @@ def nic() -> Iterator[Nic]:
         yield made
 
 
-ADAPTERS = ("tc_u32", "simulated", "x710 in-tree", "x710 out-of-tree", "x710 with catch", "x710 with detour")
+ADAPTERS = (
+    "tc_u32",
+    "simulated",
+    "x710-in-tree",
+    "x710-out-of-tree",
+    "x710-with-catch",
+    "x710-with-detour",
+    "tc_flower",
+    "tc_flower-mirror",
+)
+
+
+def flower(nic: Nic, *, mirror: bool) -> TcFlower:
+    """In software. Skipped on a kernel without flower: tests/integration/test_flower_guest.py runs it in a guest."""
+    nic.tc("qdisc", "add", "dev", "vf1", "ingress")
+    tried = [
+        "tc",
+        "filter",
+        "add",
+        "dev",
+        "vf1",
+        "parent",
+        "ffff:",
+        "protocol",
+        "ip",
+        "flower",
+        "ip_proto",
+        "udp",
+        "classid",
+    ]
+    if gate.run([*tried, "1:1"], netns=nic.netns, check=False).returncode != 0:
+        pytest.skip("this kernel has no flower")
+    return TcFlower("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789, hardware=False, mirror=mirror)
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -39,10 +72,12 @@ def steering(request: pytest.FixtureRequest, tmp_path: Path) -> Steering:
         return SimSteering(make(tmp_path)[0])
     if request.param == "tc_u32":
         return software(request.getfixturevalue("nic"))
-    caught = request.param in ("x710 with catch", "x710 with detour")
+    if request.param.startswith("tc_flower"):
+        return flower(request.getfixturevalue("nic"), mirror="mirror" in request.param)
+    caught = request.param in ("x710-with-catch", "x710-with-detour", "tc_flower", "tc_flower-mirror")
     catch = software(request.getfixturevalue("nic")) if caught else None
-    nic = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=request.param != "x710 in-tree")
-    return x710(nic, catch=catch, detour=request.param == "x710 with detour")
+    nic = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=request.param != "x710-in-tree")
+    return x710(nic, catch=catch, detour=request.param == "x710-with-detour")
 
 
 def table(steering: Steering) -> dict[tuple[int | None, str | None], set[SlotName]]:
@@ -54,7 +89,7 @@ def expected(
 ) -> dict[tuple[int | None, str | None], set[SlotName]]:
     """The rules there must be: as given by a NIC with single rules, else the whole port to one slot."""
     if not steering.capabilities().per_vm:
-        return {(None, None): {whole}}
+        return {(None, None): rest if steering.capabilities().dual_delivery else {whole}}
     return {(None, None): rest, **{(p.vni, p.mac): slots for p, slots in single.items()}}
 
 
@@ -129,14 +164,13 @@ def test_contract_another_process_goes_on_where_one_died(steering: Steering, req
 
 def test_contract_it_says_what_it_can_do(steering: Steering) -> None:
     c = steering.capabilities()
-    assert c.per_vm or not c.dual_delivery
     assert c.capacity is None or c.capacity >= 1
     facts = steering.facts()
     assert facts.driver and facts.flavour
     assert set(steering.arrived()) == {"a", "b"}
-    if not c.per_vm:
-        assert "whole-port" in choose(c, 3).name
-        assert "half of the VMs" in choose(c, 3).loses
+    strategy = choose(c, 3)
+    assert strategy.per_vm == c.per_vm
+    assert strategy.name == f"{'per-vm' if c.per_vm else 'whole-port'}{'-dual' if c.dual_delivery else ''}"
 
 
 def test_rules_of_others_are_neither_seen_nor_touched(nic: Nic) -> None:
@@ -221,3 +255,32 @@ def test_packets_arrive_where_the_rules_say(nic: Nic) -> None:
     assert arrivals(nic, frame(100, moved.mac, fragment=185)) == set()  # no UDP header in a later fragment
     steering.close_window("b")
     assert arrivals(nic, frame(100, stays.mac)) == {"b"}
+
+
+@pytest.mark.parametrize("mirror", [False, True], ids=["tc_flower", "tc_flower-mirror"])
+def test_packets_arrive_where_a_flower_rule_says(nic: Nic, mirror: bool) -> None:
+    steering = flower(nic, mirror=mirror)
+    moved, stays = vm_port(1), vm_port(2)
+    steering.steady("a")
+    assert arrivals(nic, frame(100, moved.mac)) == {"a"}
+    steering.open_window([(moved, "a"), (stays, "a")])
+    assert arrivals(nic, frame(100, moved.mac)) == ({"a", "b"} if mirror else {"a"})
+    steering.move_vm(moved, ("b",))
+    steering.move_vm(stays, ("b",))
+    assert arrivals(nic, frame(100, stays.mac)) == ({"a", "b"} if mirror else {"b"})
+    steering.close_window("b")
+    assert arrivals(nic, frame(100, "ff:ff:ff:ff:ff:ff")) == {"b"}
+    assert arrivals(nic, frame(100, moved.mac, dport=53)) == set()
+    assert arrivals(nic, frame(100, moved.mac, proto=6)) == set()
+
+
+def test_a_foreign_filter_in_the_place_of_a_flower_rule_stays(nic: Nic) -> None:
+    steering = flower(nic, mirror=True)
+    nic.tc("qdisc", "add", "dev", "pf0", "ingress")
+    nic.tc("filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", "20", "handle", "1", "flower",
+           "ip_proto", "udp", "dst_port", "53", "action", "mirred", "egress", "redirect", "dev", "vf2r")  # fmt: skip
+    before = nic.tc("filter", "show", "dev", "pf0", "ingress")
+    for act in (steering.steady, steering.close_window, steering.failover):
+        with pytest.raises(HostError, match="somebody else"):
+            act("a")
+    assert nic.tc("filter", "show", "dev", "pf0", "ingress") == before

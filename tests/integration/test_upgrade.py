@@ -213,9 +213,8 @@ class TestRefused:
 
     @one_lab
     def test_an_unknown_host(self, lab: Lab) -> None:
-        self.refused(
-            lab, upgrade(lab.config_path, "--yes", host="no-such-host"), Exit.USAGE, "HOST_UNKNOWN", "no-such-host"
-        )
+        done = upgrade(lab.config_path, "--yes", host="no-such-host")
+        self.refused(lab, done, Exit.UNEXPECTED, "HOST_UNREACHABLE", "no-such-host")
 
     @one_lab
     def test_no_libvirt(self, lab: Lab) -> None:

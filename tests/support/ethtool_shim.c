@@ -2,6 +2,7 @@
  * Preloaded (or called through ctypes), it stands between a program and the kernel's ethtool ioctl.
  *
  * NIC_RECORD=FILE  append every rule command as a line of hex: what the program handed the kernel
+ * NIC_NETLINK=FILE append every netlink message that the program sends by sendmsg, sendto or send, as a line of hex
  * NIC_STATE=FILE   play an X710 (i40e): rules, driver information and behaviour live in that file, shared by all
  *                  programs that have it; tests/support/fake_nic.py lays it out
  *
@@ -21,6 +22,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <net/if.h>
 #include <linux/ethtool.h>
@@ -80,6 +83,54 @@ static void record(const char *dev, const void *p)
 		fprintf(f, "%02x", b[i]);
 	fputc('\n', f);
 	fclose(f);
+}
+
+static void record_netlink(int fd, const struct iovec *parts, size_t count)
+{
+	const char *path = getenv("NIC_NETLINK");
+	struct sockaddr_storage at;
+	socklen_t length = sizeof at;
+	FILE *f;
+
+	if (!path || getsockname(fd, (void *)&at, &length) || at.ss_family != AF_NETLINK || !(f = fopen(path, "a")))
+		return;
+	for (size_t p = 0; p < count; p++)
+		for (size_t i = 0; i < parts[p].iov_len; i++)
+			fprintf(f, "%02x", ((unsigned char *)parts[p].iov_base)[i]);
+	fputc('\n', f);
+	fclose(f);
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *m, int flags)
+{
+	static ssize_t (*real)(int, const struct msghdr *, int);
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "sendmsg");
+	record_netlink(fd, m->msg_iov, m->msg_iovlen);
+	return real(fd, m, flags);
+}
+
+ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t length)
+{
+	static ssize_t (*real)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
+	struct iovec part = { (void *)data, size };
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "sendto");
+	record_netlink(fd, &part, 1);
+	return real(fd, data, size, flags, to, length);
+}
+
+ssize_t send(int fd, const void *data, size_t size, int flags)
+{
+	static ssize_t (*real)(int, const void *, size_t, int);
+	struct iovec part = { (void *)data, size };
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "send");
+	record_netlink(fd, &part, 1);
+	return real(fd, data, size, flags);
 }
 
 static struct nic *attach(void)

@@ -1,7 +1,8 @@
 """An OpenFlow 1.3 controller, as a process: writes flows, asks after each whether it was taken, and says so.
 
-``python -m tests.support.openflow_controller PORT`` prints a line of JSON for each thing that happens: ``connected`` with
-a datapath id, ``taken`` with the cookie of a flow whose barrier has been answered. It has no reconnect logic to be
+``python -m tests.support.openflow_controller PORT [BATCH DIFFERENT]`` prints a line of JSON for each thing that happens:
+``connected`` with a datapath id, ``taken`` with the cookie of the last flow before a barrier that has been answered.
+BATCH flows go between two barriers (1), and there are DIFFERENT matches (a million): later flows take their places. It has no reconnect logic to be
 kind to a switch: what was not answered when a connection ends is not counted, and the next flow is the next number.
 """
 
@@ -26,23 +27,23 @@ def message(kind: int, xid: int, body: bytes = b"") -> bytes:
     return struct.pack("!BBHI", VERSION, kind, 8 + len(body), xid) + body
 
 
-def flow_add(xid: int, number: int) -> bytes:
+def flow_add(xid: int, cookie: int, address: int) -> bytes:
     """FLOW_MOD that drops packets to an address of that number."""
     oxm = struct.pack("!HBBH", 0x8000, 5 << 1, 2, 0x0800) + struct.pack(
-        "!HBBI", 0x8000, 12 << 1, 4, 0x0A000000 + number
+        "!HBBI", 0x8000, 12 << 1, 4, 0x0A000000 + address
     )
     match = struct.pack("!HH", 1, 4 + len(oxm)) + oxm
     match += bytes(-len(match) % 8)
     nothing = 0xFFFFFFFF
-    body = struct.pack("!QQBBHHHIIIH2x", number, 0, TABLE, 0, 0, 0, 7, nothing, nothing, nothing, 0)
+    body = struct.pack("!QQBBHHHIIIH2x", cookie, 0, TABLE, 0, 0, 0, 7, nothing, nothing, nothing, 0)
     return message(FLOW_MOD, xid, body + match)
 
 
 class Connection:
     """One switch, until it hangs up."""
 
-    def __init__(self, peer: socket.socket) -> None:
-        self._peer, self._data = peer, b""
+    def __init__(self, peer: socket.socket, batch: int, different: int) -> None:
+        self._peer, self._data, self._batch, self._different = peer, b"", batch, different
         self._peer.sendall(message(HELLO, 1) + message(FEATURES_REQUEST, 2))
 
     def write(self, number: int) -> int:
@@ -52,11 +53,13 @@ class Connection:
         while True:
             if ready and sent != number:
                 time.sleep(_PAUSE_S)
-                self._peer.sendall(flow_add(number, number) + message(BARRIER_REQUEST, number))
+                numbers = range(number - self._batch + 1, number + 1)
+                flows = b"".join(flow_add(n, n, n % self._different) for n in numbers)
+                self._peer.sendall(flows + message(BARRIER_REQUEST, number))
                 sent = number
             header, body = self._next()
             if header is None:
-                return number + 1
+                return number + self._batch
             kind, xid = header
             if kind == ECHO_REQUEST:
                 self._peer.sendall(message(ECHO_REPLY, xid, body))
@@ -65,7 +68,7 @@ class Connection:
                 ready = True
             elif kind == BARRIER_REPLY and xid == number:
                 say("taken", number)
-                number += 1
+                number += self._batch
 
     def _next(self) -> tuple[tuple[int, int] | None, bytes]:
         while True:
@@ -84,15 +87,15 @@ class Connection:
             self._data += more
 
 
-def main(port: int) -> None:
+def main(port: int, batch: int = 1, different: int = 1_000_000) -> None:
     """Serve one switch after another until killed."""
     server = socket.create_server(("", port))
-    number = 1
+    number = batch
     while True:
         peer, _ = server.accept()
         with peer:
             try:
-                number = Connection(peer).write(number)
+                number = Connection(peer, batch, different).write(number)
             except ConnectionError:
                 number += 100_000  # gone while we wrote; a number is never used twice
 
@@ -103,4 +106,4 @@ def say(what: str, which: object) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,17 @@ from types import TracebackType
 from typing import Literal, cast
 
 from upgrader.adapters import gate
+from upgrader.adapters.clock import SystemClock
+from upgrader.adapters.host_resources import HostResources
+from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses, slot_env
-from upgrader.core.model import Slot
+from upgrader.core import plan as planning
+from upgrader.core.model import Slot, SteeringCapabilities
+from upgrader.core.plan import StepKind
+from upgrader.sim.facts import host_facts
+from upgrader.sim.host import make
+from upgrader.steps import STEPS, Context
 
 PREFIX = Path(__file__).resolve().parents[2] / "build/stack/ovs"
 
@@ -84,3 +93,33 @@ def vsctl(slot: Slot, *command: str) -> str:
 
 def ofctl(slot: Slot, *command: str) -> str:
     return gate.run([str(slot.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow15", *command], env=slot_env(slot)).stdout
+
+
+def context_of(folder: Path, a: Slot, b: Slot) -> Context:
+    """A run from a to b on real switches, with the rest of the host simulated and no VM on it."""
+    simulated = make(folder / "sim", vms=0)[1]
+    host = replace(
+        simulated,
+        processes=SlotProcesses(),
+        database=Ovsdb(),
+        openflow=Ofctl(),
+        resources=HostResources(),
+        clock=SystemClock(),
+    )
+    plan = planning.upgrade(host_facts(vms=0), SteeringCapabilities(dual_delivery=True))
+    return Context(host, replace(plan, source="a", target="b", bindings=()), a, b)
+
+
+def carry_out(context: Context, kind: StepKind) -> dict[str, object]:
+    """One step, as a run carries it out; returns what it records."""
+    step = next(s for s in context.plan.steps if s.kind is kind)
+    STEPS[kind].check(context, step)
+    data = STEPS[kind].do(context, step)
+    assert json.loads(json.dumps(data)) == data, "what is recorded has to survive a journal"
+    STEPS[kind].verify(context, step, data)
+    return dict(data)
+
+
+def undo(context: Context, kind: StepKind) -> None:
+    """Take one step back."""
+    STEPS[kind].undo(context, next(s for s in context.plan.steps if s.kind is kind))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.support.operator import Operator
 from tests.support.runs import sim_run
 from upgrader.cli import app, render
 from upgrader.core.errors import Exit, HostError
@@ -118,11 +119,22 @@ def test_what_a_person_sees_of_plan_and_report(tmp_path: Path, capsys: pytest.Ca
         "a hand-over above 0.7 ms stops the run; on a failure: back; afterwards the old switch is ended",
         "move-vm         vm1/vhu1: a -> b",
         "blackout 0.71 ms",
-        "(over budget)",
-        "halted: run 1, 1 VM ports moved a -> b",
+        "over budget",
+        "halted: run 1, 1 VM port moved a -> b",
         "why:   OVER_BUDGET",
         "next:  upgrade resume",
-        "rings: 1 at slot a, 1 at slot b; steering: a+b; control plane: a",
+        "rings: 1 at slot a, 1 at slot b; steering: a+b; control plane: slot a",
     ):
         assert words in text, text
     assert run.world.trouble == []
+
+
+def test_a_plan_that_was_edited_is_not_carried_out_as_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Operator(tmp_path, monkeypatch)
+    assert host.types("plan", "--out", "plan.json")[0] == Exit.DONE
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["steps"] = [s for s in plan["steps"] if s["kind"] != "prove"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, out, _ = host.types("run", "plan.json", "--yes", "--json")
+    assert code == Exit.DONE
+    assert any("prove" in step["title"] for step in json.loads(out)["steps"])

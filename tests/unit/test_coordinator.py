@@ -311,7 +311,7 @@ def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_:
     run = sim_run(tmp_path)
 
     def die(name: str, count: int) -> None:
-        if name == "copy_neighbours":  # nobody has a standby yet
+        if name == "sync_learned":  # nobody has a standby yet
             run.world.die("a")
             run.control.ask(request_)
 
@@ -368,7 +368,7 @@ def test_traffic_follows_vms_that_failover_moved_while_the_run_could_not_go_back
     served(run.world)
 
 
-@pytest.mark.parametrize("at", ["close_window b", "set_fail_modes b"])
+@pytest.mark.parametrize("at", ["close_window b", "drop_clients a"])
 def test_a_new_switch_that_dies_at_the_very_end_is_noticed_before_the_old_one_is_ended(tmp_path: Path, at: str) -> None:
     run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0))
     run.world.fault = lambda name, count: run.world.die("b") if name == at else None
@@ -403,4 +403,13 @@ def test_a_restore_that_is_taken_back_says_where_the_vms_are(tmp_path: Path) -> 
     told = report(engine.forward())
     assert told.outcome == "restored"
     assert "as before" not in (told.state or "")
-    assert "--restore a" in (told.next or "")
+    assert "upgrade check" in (told.next or "")
+
+
+def test_a_switch_that_let_go_is_not_killed_because_a_rule_could_not_be_set(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 1, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))
+    run.begin().forward()
+    run.world.fault = lambda name, count: refused("no") if name == "steer vm0 a" else None
+    assert run.rollback().back().state is RunState.OPERATOR_NEEDED
+    assert "kill b" not in run.world.calls
+    assert run.world.owners() == {"vm0": "a"}

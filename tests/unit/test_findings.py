@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from upgrader.core.findings import Severity, find
+from upgrader.core.findings import ACCEPTABLE, Severity, find
 from upgrader.core.model import Bridge, HostFacts, HugepagePool, Interface, OrphanInterface
 from upgrader.sim.facts import (
     PID,
@@ -27,6 +27,16 @@ def bridge(**changes: object) -> HostFacts:
     sound = switch_facts(2)
     changed = replace(sound.bridges[0], **changes)  # type: ignore[arg-type]
     return host_facts(switch=replace(sound, bridges=(changed, sound.bridges[1])))
+
+
+def speaking(what: str) -> HostFacts:
+    return host_facts(switch=switch_facts(2, speakers=(what,)))
+
+
+def with_interface(kind: str) -> HostFacts:
+    sound = switch_facts(2)
+    more = Interface("x0", "br-int", kind, (), (), 30, "up", None)
+    return host_facts(switch=replace(sound, interfaces=(*sound.interfaces, more)))
 
 
 def test_a_sound_host_has_no_findings() -> None:
@@ -128,13 +138,74 @@ def test_a_vm_without_vni_cannot_be_steered() -> None:
     ("facts", "code"),
     [
         (bridge(datapath_type="system"), "KERNEL_DATAPATH"),
-        (bridge(controllers=("tcp:127.0.0.1:6653",)), "CONTROLLER_CONNECTED"),
-        (host_facts(switch=switch_facts(2, managers=("ptcp:6640",))), "MANAGER_CONNECTED"),
+        (bridge(controllers=("tcp:127.0.0.1:6653",)), "CONTROLLER_LOOPBACK"),
+        (bridge(controllers=("tcp:192.0.2.1:6653", "ssl:[::1]:6653")), "CONTROLLER_LOOPBACK"),
+        (host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))), "MANAGER_LOOPBACK"),
+        (speaking("LACP on port bond0"), "LACP_IN_USE"),
+        (speaking("a bond on port bond0"), "BOND_IN_USE"),
+        (speaking("STP on bridge br-int"), "STP_IN_USE"),
+        (speaking("RSTP on bridge br-int"), "STP_IN_USE"),
+        (speaking("BFD on interface vx0"), "BFD_IN_USE"),
+        (speaking("CFM on interface vx0"), "BFD_IN_USE"),
+        (speaking("mirrors on bridge br-int"), "MIRRORS_IN_USE"),
+        (speaking("sFlow to 192.0.2.9:6343 on bridge br-int"), "FLOW_EXPORT_IN_USE"),
+        (speaking("IPFIX to 127.0.0.1:4739 on bridge br-int"), "FLOW_EXPORT_LOOPBACK"),
+        (speaking("NetFlow to localhost:5566 on bridge br-int"), "FLOW_EXPORT_LOOPBACK"),
+        (with_interface("system"), "INTERFACE_NOT_SHARED"),
+        (with_interface("dpdk"), "INTERFACE_NOT_SHARED"),
+        (with_interface("quantum"), "INTERFACE_TYPE_UNKNOWN"),
         (host_facts(steering_problem="there is no netdev pf0"), "STEERING_UNUSABLE"),
     ],
 )
 def test_what_cannot_be_carried_blocks(facts: HostFacts, code: str) -> None:
     assert codes(facts) == [code]
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "severity"),
+    [
+        (speaking("QoS on port vhu0"), "QOS_RESTARTS", Severity.WARNING),
+        (speaking("multicast snooping on bridge br-int"), "MULTICAST_RELEARNED", Severity.WARNING),
+        (bridge(controllers=("tcp:192.0.2.1:6653",)), "CONTROLLER_STATE_NOT_CARRIED", Severity.INFO),
+        (bridge(flows=("priority=1 actions=CONTROLLER:65535",)), "CONTROLLER_ACTIONS", Severity.WARNING),
+        (bridge(flows=("priority=1 actions=controller(reason=no_match)",)), "CONTROLLER_ACTIONS", Severity.WARNING),
+        (with_interface("geneve"), None, Severity.WARNING),
+        (host_facts(switch=switch_facts(2, managers=("ssl:192.0.2.1:6640",))), None, Severity.WARNING),
+    ],
+)
+def test_what_is_carried_in_part_is_said_and_does_not_block(
+    facts: HostFacts, code: str | None, severity: Severity
+) -> None:
+    assert [(f.code, f.severity) for f in find(facts)] == ([(code, severity)] if code else [])
+
+
+def test_a_controller_on_loopback_is_reached_from_the_same_namespace() -> None:
+    facts = bridge(controllers=("tcp:127.0.0.1:6653",))
+    slots = (
+        replace(facts.slots[0], slot=slot("a", netns=None)),
+        slot_facts("b", runs=False, slot=slot("b", netns=None)),
+    )
+    assert codes(replace(facts, slots=slots)) == []
+
+
+@pytest.mark.parametrize("code", [c for c in ACCEPTABLE if c != "STEERING_UNPROVEN"])  # that one: core/steering.py
+def test_what_can_be_accepted_is_said_with_how(code: str) -> None:
+    """Every code that the configuration takes is one that a check makes, and its remedy names it."""
+    shared = slot_facts("b", runs=False, slot=slot("b", pmd_cpu_mask="0x1"))
+    hosts = [
+        host_facts(slots=(slot_facts("a", runs=True), shared)),
+        bridge(flows=("priority=1 actions=NORMAL",)),
+        bridge(controllers=("tcp:127.0.0.1:6653",)),
+        host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))),
+        *(
+            speaking(f"{what} on port p")
+            for what in ("LACP", "a bond", "STP", "BFD", "mirrors", "sFlow to 192.0.2.9:1", "IPFIX to 127.0.0.1:1")
+        ),
+    ]
+    found = [f for h in hosts for f in find(h) if f.code == code]
+    assert found
+    assert all(f'policy.accept = ["{code}"]' in f.remedy for f in found)
+    assert not any(f.severity is Severity.BLOCKING for h in hosts for f in find(h, accept=(code,)) if f.code == code)
 
 
 def test_a_port_that_dies_with_the_switch_blocks() -> None:

@@ -112,6 +112,31 @@ def test_a_run_with_a_detour(x710_host: Made) -> None:
     assert made.nic.target(4789) == VFS["b"]
 
 
+def test_a_rule_without_effect_at_the_end_of_a_detour(x710_host: Made) -> None:
+    """The catch on the PF has the overlay still, so nobody misses it; the rule goes again, and the run is undone."""
+    made = x710_host(detour=True)
+    counted = made.world
+    arrived = SimSteering.arrived
+    seen = 0
+
+    def through_the_pf(self: SimSteering) -> dict[SlotName, int]:
+        nonlocal seen
+        seen += 100 if made.nic.target(4789) is None else 0
+        return {"a": seen, "b": 0}
+
+    SimSteering.arrived = through_the_pf  # type: ignore[method-assign]
+    try:
+        plan = made.plan()
+        made.nic.set(drop_next=1)  # the one insert of this run: at its end
+        report = made.run(plan)
+    finally:
+        SimSteering.arrived = arrived  # type: ignore[method-assign]
+    assert report.outcome == "restored", report.error
+    assert "by the VFs' counters nothing arrives" in (report.error or "")
+    assert set(counted.owners().values()) == {"a"}
+    assert made.nic.programmed() == () or made.nic.target(4789) == VFS["a"]
+
+
 def test_the_in_tree_driver_blocks_a_run_until_that_is_accepted(x710_host: Made) -> None:
     made = x710_host(out_of_tree=False)
     assert [f.code for f in made.plan().blocking] == ["STEERING_UNPROVEN"]

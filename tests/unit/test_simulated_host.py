@@ -162,10 +162,17 @@ def test_a_switch_that_dies_in_the_middle(host: SimHost) -> None:
         settled(world, "a")
 
 
+def _owners(host: SimHost) -> set[str | None]:
+    if host.view() is None:
+        return set()
+    with host.world().opened() as world:
+        return set(world.owners().values())
+
+
 def test_a_paused_run_goes_on_and_a_second_one_is_refused(host: SimHost) -> None:
     host.configure(soak_s=60)
     client = host.run()
-    until(host.view, "the run's begin")
+    until(lambda: "b" in _owners(host), "the first VM to have moved")  # half-way, which by itself forbids a run
     before = (host.upgrade("--host", "localhost", "--yes"), host.upgrade("resume", "--yes"))
     for code, _, err in before:
         assert (code, "RUN_BUSY" in err) == (Exit.LOCKED, True), err

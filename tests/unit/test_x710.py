@@ -203,6 +203,16 @@ class TestOutOfTree:
         steering.prepare("a")
         assert vfs.fenced == set()
 
+    def test_a_driver_without_a_fence_does_not_spoil_a_failover(self, intel: FakeNic) -> None:
+        class NoFence(FakeVfs):
+            def fence(self, vf: int) -> None:
+                raise HostError("VF_UNUSABLE", "not supported", state="-", next="-")
+
+        steering = x710(intel, NoFence(intel))
+        steering.steady("a")
+        steering.failover("b")
+        assert targets(steering) == [("b",)]
+
     def test_the_whole_port_follows_the_majority(self, intel: FakeNic) -> None:
         steering = x710(intel)
         ports = [vm_port(i) for i in range(4)]

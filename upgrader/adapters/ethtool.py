@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
+import structlog
+
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e
 from upgrader.core.errors import HostError
@@ -27,7 +29,9 @@ from upgrader.core.nfc import RxRule
 from upgrader.core.steering import Arrival, judge, majority
 from upgrader.ports import Steering
 
-_LISTEN_S = 0.1  # whether packets come at all, before a rule is turned
+log = structlog.get_logger(__name__)
+
+_LISTEN_S, _LISTEN_PACKETS = 0.1, 50  # so many before a rule is turned, and silence afterwards is no chance
 _ARRIVE_S, _POLL_S = 2.0, 0.02  # and how soon they have to come to where it points
 
 
@@ -133,12 +137,18 @@ class Ethtool:
             self._catch.close_window(slot)
 
     def failover(self, slot: SlotName) -> None:
-        """The rule first, then a fence for the VF of the dead, which takes up to 300 ms and is in nobody's way."""
+        """The rule first, then a fence for the VF of the dead, which takes up to 300 ms and is in nobody's way.
+
+        A driver may have no link state for VFs (igb has not); the packets go where they should all the same.
+        """
         if self._catch:
             self._catch.failover(slot)
         self._served = dict.fromkeys(self._served, slot)
         self._turn(slot, hurry=True)
-        self._vfs.fence(self._vf[other_slot(slot)])
+        try:
+            self._vfs.fence(self._vf[other_slot(slot)])
+        except HostError as error:
+            log.warning("the other slot's VF is not fenced", slot=other_slot(slot), error=str(error))
 
     def rules(self) -> tuple[SteeringRule, ...]:
         """The NIC's rule; in the window of a detour, when it has none, those of the catch."""
@@ -150,7 +160,10 @@ class Ethtool:
     def arrived(self) -> dict[SlotName, int]:
         """By the VFs' counters, and the catch's where there is one."""
         caught = self._catch.arrived() if self._catch else dict.fromkeys(SLOTS, 0)
-        return {slot: self._vfs.received(self._vf[slot]) + caught[slot] for slot in SLOTS}
+        return {slot: count + caught[slot] for slot, count in self._received().items()}
+
+    def _received(self) -> dict[SlotName, int]:
+        return {slot: self._vfs.received(self._vf[slot]) for slot in SLOTS}
 
     def _follow(self) -> None:
         """Turn the whole port to where most VMs are served."""
@@ -170,7 +183,8 @@ class Ethtool:
         before = self._ours()
         if before is not None and self._slots(before) == (slot,) and not anew:
             return
-        flows = before is not None and not hurry and self._flows()
+        # where the PF has the overlay, and no catch takes it on, VFs get nothing that could be missed
+        flows = not hurry and (before is not None or self._detour is not None) and self._flows()
         wanted = i40e.whole_port(flavour, self._port, self._vf[slot], self._location)
         try:
             self._device.insert(wanted)
@@ -191,17 +205,18 @@ class Ethtool:
             )
 
     def _flows(self) -> bool:
-        """Whether VFs are being given packets at all, so that their staying away would say something."""
+        """Whether VFs are being given so many packets that their staying away would say something."""
         before = self.arrived()
         self._sleep(_LISTEN_S)
-        return self.arrived() != before
+        now = self.arrived()
+        return sum(now[s] - before[s] for s in SLOTS) >= _LISTEN_PACKETS
 
     def _awaited(self, slot: SlotName) -> Arrival:
-        """Where packets arrive now: a driver says yes before the hardware does, and instead of it."""
-        before = self.arrived()
+        """Which VF packets arrive at now: a driver says yes before the hardware does, and instead of it."""
+        before = self._received()
         for _ in range(int(_ARRIVE_S / _POLL_S)):
             self._sleep(_POLL_S)
-            found = judge(slot, before, self.arrived())
+            found = judge(slot, before, self._received())
             if found in (Arrival.AS_SET, Arrival.BOTH):
                 break
         return found
@@ -210,7 +225,8 @@ class Ethtool:
         """A failed insert may have deleted what was there. Returns where traffic goes now."""
         points = self._slots(before) if before else ()
         if not points:
-            return "overlay traffic goes to the PF"
+            self._delete()  # where it stands without effect it would be believed
+            return "overlay traffic goes to the PF" + (", and is steered there" if self._detour else "")
         now = self._ours()
         if now is None or self._slots(now) != points:
             try:

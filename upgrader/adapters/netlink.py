@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pyroute2 import IPRoute
 _NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 _NETLINK_ROUTE = 0
+_ANSWER_S = 2
 
 
 @contextmanager
@@ -39,6 +41,38 @@ def netlink(netns: str | None) -> Iterator[IPRoute]:
 def route_socket(netns: str | None) -> socket.socket:
     """An rtnetlink socket in the named namespace (None: ours), unbound. Raises as `netlink` does."""
     return socket_in(netns, socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_ROUTE)
+
+
+class Requests:
+    """Messages that were built beforehand, on one rtnetlink socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_S, 0))
+        self._socket = sock
+        self._sequence = 0
+
+    def send(self, messages: list[bytes]) -> None:
+        """Send them in one go and read the kernel's answer to each. Raises OSError with the first refusal."""
+        if not messages:
+            return
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        batch = bytearray().join(messages)
+        start = 0
+        for number, m in enumerate(messages, first):
+            struct.pack_into("=I", batch, start + 8, number)
+            start += len(m)
+        self._socket.send(batch)
+        refused = 0
+        left = len(messages)
+        while left:
+            answer = self._socket.recv(8192)
+            (number, code) = struct.unpack_from("=I4xi", answer, 8)  # struct nlmsghdr, then struct nlmsgerr
+            if first <= number <= self._sequence:  # else the late answer to a request that was given up
+                left -= 1
+                refused = refused or -code
+        if refused:
+            raise OSError(refused, os.strerror(refused))
 
 
 def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> socket.socket:

@@ -11,8 +11,6 @@ message and its answer: `move_vm`, and `failover` of all.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from upgrader.adapters.netlink import netlink, route_socket
+from upgrader.adapters.netlink import Requests, netlink, route_socket
 from upgrader.core import tc
 from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
@@ -33,7 +31,6 @@ INGRESS = 0xFFFF0000
 CLSACT_INGRESS = 0xFFFFFFF2
 PRIO_VM = 10  # single VMs, in front of
 PRIO_STEADY = 20  # the rest of the overlay; priorities 1 to 49 are ours
-_ANSWER_S = 2
 
 # a filter of ours: its priority, VNI and inner MAC
 Key = tuple[int, int | None, str | None]
@@ -77,7 +74,7 @@ class TcU32:
         self._representors = representors
         self._vxlan_port = vxlan_port
         self._armed: dict[Key, _Armed] = {}
-        self._socket: _Requests | None = None
+        self._socket: Requests | None = None
 
     def capabilities(self) -> SteeringCapabilities:
         return SteeringCapabilities(dual_delivery=True)
@@ -131,8 +128,11 @@ class TcU32:
             )
 
     def arrived(self) -> dict[SlotName, int]:
-        with self._kernel() as kernel:
-            return kernel.sent()
+        with self._links() as (ipr, links):
+            counters = {
+                s: ipr.get_links(links[name])[0].get_attr("IFLA_STATS64") for s, name in self._representors.items()
+            }
+        return {slot: int(c["tx_packets"]) for slot, c in counters.items()}
 
     def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
         """Turn these filters by what is armed. False where one is not, or was not what we thought."""
@@ -156,9 +156,19 @@ class TcU32:
     @contextmanager
     def _kernel(self) -> Iterator[_Kernel]:
         """The PF's filters, read once, over one socket in the PF's namespace; what is not changed stays armed."""
-        try:
+        with self._links() as (ipr, links):
             if self._socket is None:
-                self._socket = _Requests(route_socket(self._netns))
+                self._socket = Requests(route_socket(self._netns))
+            representors = {slot: links[name] for slot, name in self._representors.items()}
+            kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
+            self._armed = {}
+            yield kernel
+            self._armed = kernel.arm()
+
+    @contextmanager
+    def _links(self) -> Iterator[tuple[IPRoute, dict[str, int]]]:
+        """A socket in the PF's namespace, and the ifindex of the PF and each representor by name."""
+        try:
             with netlink(self._netns) as ipr:
                 links: dict[str, int] = {}
                 for name in (self._pf, *self._representors.values()):
@@ -166,11 +176,7 @@ class TcU32:
                     if not found:
                         raise self._error(f"there is no netdev {name} in {self._where()}")
                     links[name] = found[0]
-                representors = {slot: links[name] for slot, name in self._representors.items()}
-                kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
-                self._armed = {}
-                yield kernel
-                self._armed = kernel.arm()
+                yield ipr, links
         except FileNotFoundError as error:
             raise self._error(f"there is no network namespace {self._netns}") from error
         except (NetlinkError, OSError) as error:
@@ -189,38 +195,6 @@ class TcU32:
         )
 
 
-class _Requests:
-    """Requests that were built beforehand, on one rtnetlink socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_S, 0))
-        self._socket = sock
-        self._sequence = 0
-
-    def send(self, messages: list[bytes]) -> None:
-        """Send them in one go and read the kernel's answer to each. Raises OSError with the first refusal."""
-        if not messages:
-            return
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        batch = bytearray().join(messages)
-        start = 0
-        for number, m in enumerate(messages, first):
-            struct.pack_into("=I", batch, start + 8, number)
-            start += len(m)
-        self._socket.send(batch)
-        refused = 0
-        left = len(messages)
-        while left:
-            answer = self._socket.recv(8192)
-            (number, code) = struct.unpack_from("=I4xi", answer, 8)  # struct nlmsghdr, then struct nlmsgerr
-            if first <= number <= self._sequence:  # else the late answer to a request that was given up
-                left -= 1
-                refused = refused or -code
-        if refused:
-            raise OSError(refused, os.strerror(refused))
-
-
 class _Kernel:
     """One PF's filters of ours, while a netlink socket is open.
 
@@ -230,7 +204,7 @@ class _Kernel:
     """
 
     def __init__(
-        self, ipr: IPRoute, requests: _Requests, pf: int, representors: dict[SlotName, int], vxlan_port: int
+        self, ipr: IPRoute, requests: Requests, pf: int, representors: dict[SlotName, int], vxlan_port: int
     ) -> None:
         self._ipr = ipr
         self._requests = requests
@@ -248,14 +222,6 @@ class _Kernel:
         """The slots behind netdevs; none at all when one of them is a stranger: such a rule is not as we set it."""
         by_index = {index: slot for slot, index in self._representors.items()}
         return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
-
-    def sent(self) -> dict[SlotName, int]:
-        """Packets sent to each slot's netdev."""
-        counts = {}
-        for slot, index in self._representors.items():
-            (link,) = self._ipr.get_links(index)
-            counts[slot] = int(link.get_attr("IFLA_STATS64")["tx_packets"])
-        return counts
 
     def set(self, key: Key, slots: tuple[SlotName, ...]) -> None:
         """Make the one filter with this match point to these slots: changed in place, or added where there is none."""

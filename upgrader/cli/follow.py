@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upgrader.adapters.journal import SqliteJournal
-from upgrader.cli.render import show_event
+from upgrader.cli.render import show_event, worth_a_line
 from upgrader.core.errors import Exit, HostError
 from upgrader.core.journal import RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
@@ -40,8 +40,9 @@ def follow(
         raise HostError("NO_SUCH_RUN", f"there is no run {run_id}", state="nothing was changed", next="upgrade history")
     with _interrupts(on_interrupt) as interrupted, _Bar(console, view) as bar:
         shown = seen
+        worth = worth_a_line(view.heading)
         while True:
-            for event in view.events[shown:]:
+            for event in filter(worth, view.events[shown:]):
                 show_event(bar.console, view.heading, event)
             shown = max(shown, len(view.events))
             bar.show(view)

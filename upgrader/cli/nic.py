@@ -163,7 +163,7 @@ def _of_rules(rules: tuple[SteeringRule, ...]) -> list[Finding]:
             "STEERING_RULE_ASTRAY",
             Severity.BLOCKING,
             f"our {_words(r)}: its VF was reset since, or the rule was changed",
-            "bring a VF's switch up first, then run the upgrade command again: it writes the rule anew",
+            "bring a VF's switch up first, then: upgrade --host localhost   (it writes the rule anew)",
         )
         for r in rules
         if not r.targets

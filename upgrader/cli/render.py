@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,10 +16,10 @@ from rich.table import Table
 from upgrader.core.errors import UpgradeError
 from upgrader.core.findings import Finding, Severity
 from upgrader.core.journal import Event, EventKind, Heading, Recorded, RunView
-from upgrader.core.lifecycle import RunState, VmState
+from upgrader.core.lifecycle import RunState, StepState, VmState
 from upgrader.core.model import SLOTS, HostFacts
 from upgrader.core.plan import Plan
-from upgrader.core.report import RunReport, detail
+from upgrader.core.report import RunReport, detail, vm_moves
 
 _COLOUR = {Severity.BLOCKING: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _STATE_COLOUR = {
@@ -30,7 +32,8 @@ _STATE_COLOUR = {
     RunState.OPERATOR_NEEDED: "red",
     RunState.SUPERSEDED: "dim",
 }
-_MANY = 30  # VMs beyond which a table of all of them helps nobody
+_MANY = 30  # VMs beyond which a line for each of them helps nobody: --json has them all
+_SHOWN = 8  # of many
 
 
 def show_event(console: Console, heading: Heading, event: Event) -> None:
@@ -57,21 +60,54 @@ def show_event(console: Console, heading: Heading, event: Event) -> None:
             line = f"[red]not undone[/]        {title}{what}"
         case _:
             return
-    console.print(f"{number:>3} {line}", soft_wrap=True)
+    # what went well has one line, cut where a terminal ends; what failed is said in full
+    cut = console.is_terminal and event.kind in (EventKind.OUTCOME, EventKind.UNDONE)
+    console.print(f"{number:>4} {line}", soft_wrap=not console.is_terminal, no_wrap=cut, overflow="ellipsis")
+
+
+def worth_a_line(heading: Heading) -> Callable[[Event], bool]:
+    """Which events of a run are shown: all, but of many VMs only every tenth part, and whatever went wrong."""
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(heading.steps):
+        if line.vm is not None:
+            places.setdefault(line.kind, []).append(place)
+    shown: set[int] = set()
+    for many in places.values():
+        stride = max(1, len(many) // 10) if len(many) > _MANY else 1
+        shown.update((many[0], many[-1], *many[stride - 1 :: stride]))
+
+    def worth(event: Event) -> bool:
+        if event.step is None or heading.steps[event.step].vm is None:
+            return True
+        went_wrong = event.kind in (EventKind.FAILED, EventKind.UNDO_FAILED)
+        return went_wrong or event.step in shown or any(m.over_budget for m in vm_moves(event.data))
+
+    return worth
 
 
 def show_error(console: Console, error: UpgradeError) -> None:
     """The three things every error says."""
-    console.print(f"[red]error[/] {escape(error.code)}: {escape(error.what)}", soft_wrap=True)
-    console.print(f"  state: {escape(error.state)}", soft_wrap=True)
-    console.print(f"  next:  {escape(error.next)}", soft_wrap=True)
+    _say(console, f"[red]error[/] {escape(error.code)}: {escape(error.what)}")
+    _say(console, f"  state: {escape(error.state)}")
+    _say(console, f"  next:  {escape(error.next)}", whole=True)
 
 
 def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
     for f in findings:
         colour = _COLOUR[f.severity]
-        console.print(f"[{colour}]{f.severity:>8}[/] {f.code}: {escape(f.what)}", soft_wrap=True)
-        console.print(f"         next: {escape(f.remedy)}", soft_wrap=True)
+        _say(console, f"[{colour}]{f.severity:>8}[/] {f.code}: {escape(f.what)}")
+        _say(console, f"         next: {escape(f.remedy)}", whole=True)
+
+
+def show_verdict(console: Console, findings: tuple[Finding, ...]) -> None:
+    """Whether they forbid a run, in one line."""
+    n = Counter(f.severity for f in findings)
+    if n[Severity.BLOCKING]:
+        _say(console, f"[red]{n[Severity.BLOCKING]} of {len(findings)} findings forbid an upgrade[/]")
+    elif findings:
+        _say(console, f"nothing forbids an upgrade; to know of: {len(findings)}")
+    else:
+        _say(console, "nothing stands against an upgrade")
 
 
 def show_owners(console: Console, facts: HostFacts) -> None:
@@ -80,106 +116,153 @@ def show_owners(console: Console, facts: HostFacts) -> None:
         labels = [p.label for p in facts.ports if facts.serving(p) == name]
         if labels:
             where = f"slot {name} serves" if name else "no slot serves"
-            console.print(f"{where} {', '.join(escape(x) for x in labels)}", soft_wrap=True)
+            _say(console, f"{where} {_some(labels)}")
 
 
 def show_plan(console: Console, plan: Plan) -> None:
     versions = f"{plan.from_version or 'none'} -> {plan.to_version or 'none'}"
-    console.print(
-        f"plan {plan.id} for {escape(plan.host)}: slot {plan.source} -> {plan.target}, OVS {versions}, {len(plan.ports)} VM ports"
+    _say(
+        console,
+        f"plan {plan.id} for {escape(plan.host)}: slot {plan.source} -> {plan.target}, OVS {versions}, "
+        f"{_count(len(plan.ports), 'VM port')}",
     )
-    console.print(f"strategy {plan.strategy}; it can lose: {plan.loses}", soft_wrap=True)
+    _say(console, f"strategy {plan.strategy}; it can lose: {plan.loses}")
     p = plan.policy
-    console.print(
+    _say(
+        console,
         f"a hand-over above {p.blackout_budget_us / 1000:g} ms stops the run; on a failure: {p.on_failure}; "
         f"afterwards the old switch {'stands by' if p.keep_old else 'is ended'}",
-        soft_wrap=True,
     )
-    for number, step in enumerate(plan.steps, 1):
-        console.print(f"{number:>3} {step.kind:<15} {escape(step.title)}", soft_wrap=True)
+    number = 1
+    for kind, group in groupby(plan.steps, key=lambda step: step.kind):
+        steps = list(group)
+        shown = steps if len(steps) <= _MANY else steps[: _SHOWN - 1]
+        for n, step in enumerate(shown, number):
+            _say(console, f"{n:>4} {kind:<15} {escape(step.title)}")
+        if hidden := len(steps) - len(shown):
+            _say(console, f"   … {kind:<15} and {hidden} more of these, up to step {number + len(steps) - 1}")
+        number += len(steps)
 
 
 def show_report(console: Console, report: RunReport) -> None:
     """Per VM what its hand-over took; then the outcome in one line, or what failed and what to do."""
     if report.moves:
-        table = Table(title=f"{report.host}: slot {report.from_slot} -> {report.to_slot}, times in microseconds")
-        for column in ("VM", "blackout", "quiesce", "index", "activate", "notify", "QMP command", "generation"):
-            table.add_column(column, justify="left" if column == "VM" else "right")
-        for m in report.moves:
-            mark = (" (over budget)" if m.over_budget else "") + (" (way back)" if m.undone else "")
-            table.add_row(
-                escape(m.vm),
-                f"{m.blackout_us:.0f}{mark}",
-                *(f"{v:.0f}" for v in (m.quiesce_us, m.index_us, m.activate_us, m.notify_us, m.command_us)),
-                str(m.generation),
-            )
+        worst = sorted(report.moves, key=lambda m: m.blackout_us, reverse=True)
+        many = len(report.moves) > _MANY
+        table = _table("VM", "blackout", "quiesce", "index", "activate", "notify", "command", "gen.", "")
+        for column in table.columns[1:-1]:
+            column.justify = "right"
+        for m in worst[:_SHOWN] if many else report.moves:
+            note = ", ".join(("over budget",) * m.over_budget + ("way back",) * m.undone)
+            times = (m.blackout_us, m.quiesce_us, m.index_us, m.activate_us, m.notify_us, m.command_us)
+            table.add_row(escape(m.vm), *(f"{v:.0f}" for v in times), str(m.generation), note)
+        which = f", the {_SHOWN} longest of {len(report.moves)}" if many else ""
+        _say(console, f"{escape(report.host)}: hand-overs, microseconds{which}")
         console.print(table)
-    console.print(
-        f"[{_STATE_COLOUR[report.outcome]}]{report.outcome}[/]: run {report.run_id}, {report.moved} VM ports moved "
+        _say(
+            console,
+            f"blackout: median {worst[len(worst) // 2].blackout_us / 1000:.2f} ms, "
+            f"longest {worst[0].blackout_us / 1000:.2f} ms ({escape(worst[0].vm)})",
+        )
+    _say(
+        console,
+        f"[{_STATE_COLOUR[report.outcome]}]{report.outcome}[/]: run {report.run_id}, "
+        f"{_count(report.moved, 'VM port')} moved "
         f"{report.from_slot} -> {report.to_slot}, OVS {report.from_version or 'none'} -> {report.to_version or 'none'}, "
-        f"{report.took_s:.1f} s"
+        f"{report.took_s:.1f} s",
     )
     _show_next(console, report)
 
 
 def show_status(
-    console: Console, view: RunView | None, facts: Recorded | None, report: RunReport | None, coordinator: int | None
+    console: Console,
+    view: RunView | None,
+    facts: Recorded | None,
+    report: RunReport | None,
+    coordinator: int | None,
+    typed: Callable[[str], str] = str,
 ) -> None:
-    """The latest run by its journal: state, the three facts, VMs, the step in hand, and what to type next."""
+    """The latest run by its journal: state, the three facts, VMs, the step in hand, and what to type next.
+
+    `typed`: a command of ours as this person has to type it.
+    """
     if view is None or facts is None or report is None:
-        console.print("no run is recorded on this host")
-        console.print("  next:  upgrade --host localhost --dry-run")
+        _say(console, "no run is recorded on this host")
+        _say(console, f"  next:  {escape(typed('upgrade --host localhost --dry-run'))}", whole=True)
         return
     head = view.heading
     active = view.state in (RunState.RUNNING, RunState.UNDOING)
-    lost = active and coordinator is None
-    console.print(
-        f"run {head.run_id} on {escape(head.host)}: [{_STATE_COLOUR[view.state]}]{view.state}[/]"
-        f"{' (its coordinator is gone)' if lost else ''}, slot {head.source} -> {head.target}, "
+    who = "" if not active else f" (coordinator: pid {coordinator})" if coordinator else " (its coordinator is gone)"
+    _say(
+        console,
+        f"run {head.run_id} on {escape(head.host)}: [{_STATE_COLOUR[view.state]}]{view.state}[/]{who}, "
+        f"slot {head.source} -> {head.target}, "
         f"OVS {head.from_version or 'none'} -> {head.to_version or 'none'}, begun {_ago(head.started_at_ns)}"
+        + ("" if active else f", took {report.took_s:.1f} s"),
     )
     where = Counter(slot for slot in facts.rings.values())
     rings = ", ".join(f"{where[s]} at slot {s}" for s in SLOTS if where[s]) + (
         f", {where[None]} in between" if where[None] else ""
     )
-    console.print(f"rings: {rings or 'no VM'}; steering: {'+'.join(facts.steering)}; control plane: {facts.control}")
-    done = sum(1 for s in view.steps if s.state == "done")
-    now = view.open_step
-    console.print(
-        f"steps: {done} of {len(view.steps)} done"
-        + (f"; in hand: {escape(head.steps[now].title)}" if now is not None else "")
+    _say(
+        console, f"rings: {rings or 'no VM'}; steering: {'+'.join(facts.steering)}; control plane: slot {facts.control}"
     )
-    _show_vms(console, view.vms())
-    if lost:
-        console.print("  state: every VM is served by the switch that owns its rings", soft_wrap=True)
-        console.print("  next:  upgrade resume   (on), or: upgrade rollback   (back)", soft_wrap=True)
+    _say(console, f"steps: {_steps(view, active=active and coordinator is not None)}")
+    _show_vms(console, view)
+    if active and coordinator is None:
+        _say(console, "  state: every VM is served by the switch that owns its rings")
+        on_or_back = typed("upgrade resume   (on), or: upgrade rollback   (back)")
+        _say(console, f"  next:  {escape(on_or_back)}", whole=True)
         return
     _show_next(console, report)
 
 
-def _show_vms(console: Console, vms: Mapping[str, VmState]) -> None:
+def _steps(view: RunView, *, active: bool) -> str:
+    done = sum(1 for s in view.steps if s.state is StepState.DONE)
+    if view.state is RunState.RESTORED:
+        return "all that was done is undone"
+    text = f"{done} of {len(view.steps)} done"
+    if view.open_step is None:
+        return text
+    title = escape(view.heading.steps[view.open_step].title)
+    return text + (f"; in hand: {title}" if active else f"; begun and not ended: {title}")
+
+
+def _show_vms(console: Console, view: RunView) -> None:
+    source, target = view.heading.source, view.heading.target
+    words = {
+        VmState.AT_SOURCE: f"slot {source}",
+        VmState.STANDBY: f"slot {source}, {target} connected and parked",
+        VmState.MOVING: f"{source} -> {target}, under way",
+        VmState.AT_TARGET: f"slot {target}",
+        VmState.MOVING_BACK: f"{target} -> {source}, under way",
+        VmState.GONE: "has ended",
+    }
+    vms = view.vms()
     if len(vms) > _MANY:
         counted = Counter(vms.values())
-        console.print("VMs: " + ", ".join(f"{n} {state}" for state, n in counted.items()))
+        for state, text in words.items():
+            if counted[state]:
+                _say(console, f"{counted[state]:>6} VM ports: {text}")
         return
     if vms:
-        table = Table("VM", "where")
+        table = _table("VM", "served by")
         for label, state in vms.items():
-            table.add_row(escape(label), str(state))
+            table.add_row(escape(label), words[state])
         console.print(table)
 
 
 def _show_next(console: Console, report: RunReport) -> None:
     for word, text in (("why:  ", report.error), ("state:", report.state), ("next: ", report.next)):
         if text:
-            console.print(f"  {word} {escape(text)}", soft_wrap=True)
+            _say(console, f"  {word} {escape(text)}", whole=word == "next: ")
 
 
 def show_history(console: Console, runs: tuple[tuple[Heading, RunState, int], ...]) -> None:
     if not runs:
-        console.print("no run is recorded on this host")
+        _say(console, "no run is recorded on this host")
         return
-    table = Table("run", "begun", "slots", "OVS", "VM ports", "state")
+    table = _table("run", "begun", "slots", "OVS", "VM ports", "state")
     for head, state, _ in runs:
         moves = sum(1 for s in head.steps if s.kind == "move-vm")
         begun = datetime.fromtimestamp(head.started_at_ns / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
@@ -189,6 +272,28 @@ def show_history(console: Console, runs: tuple[tuple[Heading, RunState, int], ..
             f"[{_STATE_COLOUR[state]}]{state}[/]",
         )  # fmt: skip
     console.print(table)
+
+
+def _say(console: Console, text: str, *, whole: bool = False) -> None:
+    """A line. On a terminal prose is broken between words; a command (`whole`) is left as it is typed."""
+    console.print(text, soft_wrap=whole or not console.is_terminal)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _some(labels: Sequence[str]) -> str:
+    """All of a few; of many the first ones and how many more."""
+    shown = ", ".join(escape(x) for x in (labels if len(labels) <= _MANY else labels[:_SHOWN]))
+    return shown if len(labels) <= _MANY else f"{len(labels)} VM ports: {shown} and {len(labels) - _SHOWN} more"
 
 
 def _ago(at_ns: int) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, of
+from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, logs_of, of
 from upgrader.core.errors import BlockedError, Exit, UsageError
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import SlotName
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from upgrader.core.journal import RunView
     from upgrader.core.model import HostFacts
     from upgrader.core.plan import Plan
+    from upgrader.core.report import RunReport
     from upgrader.daemon.client import Client
 
 # What follows is imported late: --help, and `status`, need neither libvirt nor pyroute2, which take half a second.
@@ -39,16 +40,18 @@ def upgrade(
     as_json: bool,
 ) -> int:
     """Check, plan, ask, run, report: what `upgrade --host` does. Returns the exit code."""
-    from upgrader.cli import render
+    from upgrader.cli import documents, render
 
     out, err = consoles()
     _require_root(options)
+    if not dry_run:
+        _require_free(options)
     facts, plan = _plan(options, restore, keep_old, on_failure)
     render.show_owners(err, facts)
     render.show_findings(err, plan.findings)
     if dry_run:
         if as_json:
-            _print_plan(plan)
+            documents.show(documents.plan_document(plan))
         elif not plan.blocking:
             render.show_plan(out, plan)
         _require_unblocked(plan)
@@ -62,20 +65,17 @@ def upgrade(
 
 def check(context: typer.Context, as_json: Json = False) -> None:
     """Findings: what stands against an upgrade of this host, and what to do about it. Changes nothing."""
-    from dataclasses import asdict
-
-    from upgrader.cli import render
+    from upgrader.cli import documents, render
 
     _require_root(of(context))
     facts, plan = _plan(of(context))
     out, err = consoles()
     if as_json:
-        _print({"kind": "findings", "blocked": bool(plan.blocking), "findings": [asdict(f) for f in plan.findings]})
+        documents.show(documents.findings_document(plan.findings, blocked=bool(plan.blocking)))
     else:
         render.show_owners(out, facts)
         render.show_findings(out, plan.findings)
-        if not plan.findings:
-            err.print("nothing stands against an upgrade")
+        render.show_verdict(err, plan.findings)
     raise typer.Exit(Exit.BLOCKED if plan.blocking else Exit.DONE)
 
 
@@ -91,7 +91,7 @@ def plan(
 ) -> None:
     """What a run would do, step by step. Changes nothing."""
     from upgrader.adapters.journal import plan_to_json
-    from upgrader.cli import render
+    from upgrader.cli import documents, render
 
     _require_root(of(context))
     out, err = consoles()
@@ -99,19 +99,19 @@ def plan(
     render.show_owners(err, facts)
     render.show_findings(err, made.findings)
     if as_json:
-        _print_plan(made)
+        documents.show(documents.plan_document(made))
     elif not made.blocking:
         render.show_plan(out, made)
     _require_unblocked(made)
     if file is not None:
         _write(file, plan_to_json(made) + "\n")
-        err.print(f"next: {of(context).command(f'upgrade run {file}')}")
+        err.print(f"next: {of(context).command(f'upgrade run {shlex.quote(str(file))}')}", soft_wrap=True, markup=False)
     raise typer.Exit(Exit.CHANGES if detailed and made.steps else Exit.DONE)
 
 
 def run(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A plan that `upgrade plan --out` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan that `upgrade plan --out` wrote.")],
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -123,11 +123,12 @@ def run(
     try:
         made = plan_from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no plan of this release"
         raise UsageError(
             "PLAN_UNREADABLE",
-            f"{file} is no plan: {str(error).splitlines()[0]}",
+            f"{file} cannot be carried out: {why}",
             state="nothing was changed",
-            next=f"upgrade plan --out {file}",
+            next=f"upgrade plan --out {shlex.quote(str(file))}",
         ) from error
     render.show_plan(consoles()[1], made)
     if not yes:
@@ -141,10 +142,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
-    from dataclasses import asdict
-
     from upgrader.cli import render
-    from upgrader.cli.follow import follow
     from upgrader.core.journal import recorded
     from upgrader.core.report import report
     from upgrader.engine.lock import holder
@@ -153,36 +151,32 @@ def status(
     view = journal.latest()
     out, err = consoles()
     if watch and view is not None:
+        from upgrader.cli.follow import follow
+
         view = follow(journal, view.heading.run_id, err, alive=lambda: holder(settings.host.lock) is not None)
-    facts = recorded(view) if view else None
     pid = holder(settings.host.lock)
-    told = report(view) if view else None
     if as_json:
-        _print(
-            {
-                "kind": "status",
-                "coordinator_pid": pid,
-                "run": told.to_json() if told else None,
-                "vms": {vm: str(state) for vm, state in view.vms().items()} if view else {},
-                "facts": asdict(facts) if facts else None,
-            }
-        )
-    else:
-        render.show_status(out, view, facts, told, pid)
+        from upgrader.cli import documents
+
+        documents.show(documents.status_document(view, pid))
+        return
+    told = _for_the_person(of(context), report(view)) if view else None
+    render.show_status(out, view, recorded(view) if view else None, told, pid, of(context).command)
 
 
-def pause(context: typer.Context) -> None:
+def pause(context: typer.Context, as_json: Json = False) -> None:
     """Stop the run after the step in hand; `upgrade resume` goes on."""
-    raise typer.Exit(_request(of(context), "pause", {RunState.PAUSED}))
+    raise typer.Exit(_request(of(context), "pause", {RunState.PAUSED}, as_json=as_json))
 
 
 def abort(
     context: typer.Context,
     stay: Annotated[bool, typer.Option("--stay/--back", help="Leave every VM where it is, or take it back.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Stop the run after the step in hand, and take it back (or, with --stay, leave it half-way)."""
     wanted = RunState.HALTED if stay else RunState.RESTORED
-    raise typer.Exit(_request(of(context), "stay" if stay else "back", {wanted}))
+    raise typer.Exit(_request(of(context), "stay" if stay else "back", {wanted}, as_json=as_json))
 
 
 def resume(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None:
@@ -201,15 +195,14 @@ def history(
     as_json: Json = False,
 ) -> None:
     """The runs of this host."""
-    from dataclasses import asdict
-
-    from upgrader.cli import render
-
     runs = _journal(of(context))[1].headings(limit)
     if as_json:
-        shown = [{**asdict(h), "steps": len(h.steps), "state": str(s), "changed_at_ns": at} for h, s, at in runs]
-        _print({"kind": "history", "runs": shown})
+        from upgrader.cli import documents
+
+        documents.show(documents.history_document(runs))
     else:
+        from upgrader.cli import render
+
         render.show_history(consoles()[0], runs)
 
 
@@ -219,7 +212,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """What a run came to, and what each VM's hand-over took."""
-    from upgrader.cli import render
+    from upgrader.cli import documents, render
     from upgrader.core.report import report as report_of
 
     journal = _journal(of(context))[1]
@@ -231,9 +224,9 @@ def report(
             state="nothing was changed",
             next="upgrade history",
         )
-    told = report_of(view)
+    told = _for_the_person(of(context), report_of(view))
     if as_json:
-        sys.stdout.write(json.dumps(told.to_json(), indent=2) + "\n")
+        documents.show(documents.run_document(told))
     else:
         render.show_report(consoles()[0], told)
 
@@ -244,16 +237,19 @@ config_app = typer.Typer(name="config", help="The configuration as it is read.",
 @config_app.command("show")
 def config_show(context: typer.Context) -> None:
     """Every key with the value that counts, defaults too, as JSON."""
-    _print({"kind": "config", "config": _settings(of(context)).model_dump(mode="json")})
+    from upgrader.cli import documents
+
+    documents.show(documents.config_document(_settings(of(context))))
 
 
 @config_app.command("validate")
 def config_validate(context: typer.Context) -> None:
     """Whether the configuration can be used; what is wrong with it, by file and key."""
-    from upgrader.config import config_path
+    from upgrader.config import files
 
     _settings(of(context))
-    consoles()[0].print(f"{config_path(of(context).config)} is valid")
+    names = " + ".join(str(path) for path in files(_path(of(context))))
+    consoles()[0].print(f"{names}: valid", soft_wrap=True, markup=False)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -267,9 +263,7 @@ def _plan(
     options: Globals, restore: SlotName | None = None, keep_old: bool | None = None, on_failure: str | None = None
 ) -> tuple[HostFacts, Plan]:
     """Made here, not by the daemon: it only reads."""
-    from upgrader import wiring
     from upgrader.core.plan import ON_FAILURE
-    from upgrader.engine.coordinator import make_plan, with_policy
 
     chosen = next((word for word in ON_FAILURE if word == on_failure), None)
     if on_failure is not None and chosen is None:
@@ -277,8 +271,12 @@ def _plan(
             "NO_SUCH_POLICY",
             f"--on-failure takes {', '.join(ON_FAILURE)}, not {on_failure}",
             state="nothing was changed",
-            next="the same command with one of them",
+            next="upgrade plan --help",
         )
+    logs_of(options)
+    from upgrader import wiring
+    from upgrader.engine.coordinator import make_plan, with_policy
+
     setup = wiring.setup(_settings(options))
     return make_plan(setup, restore, with_policy(setup.policy, on_failure=chosen, keep_old=keep_old))
 
@@ -289,7 +287,7 @@ def _require_unblocked(made: Plan) -> None:
             "BLOCKED",
             f"{len(made.blocking)} findings forbid the run: {', '.join(f.code for f in made.blocking)}",
             state="nothing was changed",
-            next="see `next` of each finding above",
+            next="what each finding above says, then the same command again",
         )
 
 
@@ -311,8 +309,9 @@ def _again(options: Globals, method: str, question: str, *, yes: bool, as_json: 
         return _follow(options, client, started, as_json=as_json, back=method == "rollback")
 
 
-def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
+def _request(options: Globals, request: str, wanted: set[RunState], *, as_json: bool) -> int:
     """Ask the run that runs to stop, and wait until it has. Returns 0 where it stopped as it was asked to."""
+    from upgrader.cli import documents
     from upgrader.cli.follow import follow
     from upgrader.cli.render import show_report
     from upgrader.core.report import report as report_of
@@ -327,7 +326,10 @@ def _request(options: Globals, request: str, wanted: set[RunState]) -> int:
         started = client.call("ask", request=request)
         out, err = consoles()
         view = follow(journal, started["run_id"], err, seen=started["events"], alive=client.alive)
-    show_report(out, report_of(view))
+    told = _for_the_person(options, report_of(view))
+    if as_json:
+        documents.show(documents.run_document(told))
+    show_report(err if as_json else out, told)
     return Exit.DONE if view.state in wanted else _exit_code(view)
 
 
@@ -341,9 +343,7 @@ def _follow(
     back: bool = False,
 ) -> int:
     """Watch the run to its end, report it, and return the exit code."""
-    from dataclasses import replace
-
-    from upgrader.cli import render
+    from upgrader.cli import documents, render
     from upgrader.cli.follow import follow
     from upgrader.core.report import report as report_of
 
@@ -366,10 +366,9 @@ def _follow(
         if answer not in ("resume", "rollback"):
             break
         seen = client.call(answer)["events"]
-    told = report_of(view)
-    told = replace(told, next=options.command(told.next) if told.next else None)
+    told = _for_the_person(options, report_of(view))
     if as_json:
-        sys.stdout.write(json.dumps(told.to_json(), indent=2) + "\n")
+        documents.show(documents.run_document(told))
     render.show_report(err if as_json else out, told)
     if back and view.state is RunState.RESTORED:
         return Exit.DONE
@@ -412,16 +411,11 @@ def _path(options: Globals) -> Path:
     return config_path(options.config).absolute()
 
 
-def _print(data: dict[str, Any]) -> None:
-    from upgrader.core.report import SCHEMA_VERSION
+def _for_the_person(options: Globals, told: RunReport) -> RunReport:
+    """What to type next, as it is typed where that person is."""
+    from dataclasses import replace
 
-    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=2) + "\n")
-
-
-def _print_plan(made: Plan) -> None:
-    from upgrader.core.report import plan_json
-
-    sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
+    return replace(told, next=options.command(told.next)) if told.next else told
 
 
 def _write(file: Path, text: str) -> None:
@@ -451,10 +445,35 @@ def _ask(question: str) -> None:
 
 def _require_root(options: Globals) -> None:
     """A simulated host is anybody's."""
-    if os.geteuid() != 0 and _settings(options).simulated is None:
+    if os.geteuid() != 0 and not _is_simulated(options):
         raise UsageError(
             "NOT_ROOT",
             "starting switches, steering and QEMU's monitor need root",
             state="nothing was changed",
             next="the same command with sudo",
         )
+
+
+def _require_free(options: Globals) -> None:
+    """While a run moves VMs the host looks half-way: what counts is that one is under way, not what a plan finds."""
+    from upgrader.core.errors import LockedError
+    from upgrader.daemon.client import connect
+
+    client = connect(_settings(options).host.socket)
+    if client is None:
+        return
+    with client:
+        if client.call("ping")["busy"]:
+            raise LockedError(
+                "RUN_BUSY",
+                "a run is being carried out",
+                state="this command changed nothing",
+                next="upgrade status --watch",
+            )
+
+
+def _is_simulated(options: Globals) -> bool:
+    try:
+        return _settings(options).simulated is not None
+    except UsageError:
+        return False

@@ -93,7 +93,8 @@ def phase(steps: Mapping[StepKind, list[StepState]]) -> Phase:
 
     if any_of(StepKind.RETIRE, begun):
         return Phase.RETIRING
-    if not all_done(StepKind.ATTACH_STANDBY):
+    prepared = (StepKind.START_STANDBY, StepKind.REPLICATE, StepKind.PROVE, StepKind.ATTACH_STANDBY)
+    if not all(all_done(kind) for kind in prepared):
         return Phase.PREPARING
     if any_of(StepKind.MOVE_VM, begun):
         return Phase.MOVED if all_done(StepKind.MOVE_VM) else Phase.MOVING

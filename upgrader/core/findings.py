@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from upgrader.core.model import SLOTS, HostFacts, SlotFacts, SlotName, other_slot
+from upgrader.core.finding import ACCEPTABLE, Finding, Severity, blocking, some, target_slot
+from upgrader.core.model import SLOTS, HostFacts, SlotName, other_slot
+from upgrader.core.switch_findings import SWITCH_CHECKS
+
+__all__ = ["ACCEPTABLE", "Finding", "Severity", "find", "target_slot"]
 
 _HUGEPAGE_KIB = 2048
-_OPENFLOW_WITH_GROUPS_AND_METERS = {"OpenFlow13", "OpenFlow14", "OpenFlow15"}
-# Findings a person may decide to live with; the others mean that VMs would be harmed.
-ACCEPTABLE = ("PMD_CORES_SHARED", "LEARNING_IN_USE", "SPEAKS_BY_ITSELF")
-# conntrack as an action, or as a match on its state; a flow on it depends on what one process remembers
-_CT = re.compile(r"\bct\(|\bct_(state|zone|mark|label|nw_|ipv6_|tp_)|\bct_clear\b")
-
-# what makes a switch send to ports it was not told of, or remember what it saw
-_LEARNING = re.compile(r"actions=.*\b(NORMAL|FLOOD|ALL|learn\()")
-
-
-class Severity(StrEnum):
-    """BLOCKING forbids the run, WARNING is shown before it, INFO is for the record."""
-
-    BLOCKING = "blocking"
-    WARNING = "warning"
-    INFO = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing a person should know before the run.
-
-    code    stable, upper-case with underscores
-    what    what was found, one sentence
-    remedy  what to type or do
-    """
-
-    code: str
-    severity: Severity
-    what: str
-    remedy: str
 
 
 def find(facts: HostFacts, accept: Collection[str] = ()) -> tuple[Finding, ...]:
@@ -56,24 +28,11 @@ def find(facts: HostFacts, accept: Collection[str] = ()) -> tuple[Finding, ...]:
     return tuple(sorted(lowered, key=lambda f: order.index(f.severity)))
 
 
-def _blocking(code: str, what: str, remedy: str) -> Finding:
-    return Finding(code, Severity.BLOCKING, what, remedy)
-
-
-def _some(names: Collection[str], limit: int = 5) -> str:
-    shown = sorted(names)[:limit]
-    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def target_slot(facts: HostFacts) -> SlotFacts | None:
-    return facts.slot(other_slot(facts.active)) if facts.active else None
-
-
 def _switches(facts: HostFacts) -> Iterator[Finding]:
     running: dict[SlotName, int] = {n: pid for n in SLOTS if (pid := facts.slot(n).status.vswitchd_pid) is not None}
     if not running:
         dirs = " and ".join(str(facts.slot(n).slot.rundir) for n in SLOTS)
-        yield _blocking(
+        yield blocking(
             "NO_SWITCH",
             f"no ovs-vswitchd runs in slot a or b (looked in {dirs})",
             "start the switch this host should have, or correct slots.*.rundir in the configuration",
@@ -82,7 +41,7 @@ def _switches(facts: HostFacts) -> Iterator[Finding]:
         owned = {
             n: sum(1 for p in facts.ports if p.ownership and p.ownership.owner_pid == pid) for n, pid in running.items()
         }
-        yield _blocking(
+        yield blocking(
             "BOTH_SLOTS_OWN_VMS",
             f"both slots run and neither serves all VMs: a {owned.get('a', 0)}, b {owned.get('b', 0)} (a run was cut off)",
             "upgrade --host localhost --restore a   (or b: the slot that shall serve all VMs)",
@@ -103,19 +62,19 @@ def _target(facts: HostFacts) -> Iterator[Finding]:
         return
     s = target.slot
     if not target.binaries_present:
-        yield _blocking(
+        yield blocking(
             "SLOT_BINARIES_MISSING",
             f"slot {s.name} has no OVS with DPDK under {s.prefix} (looked for sbin/ovs-vswitchd, sbin/ovsdb-server, bin/)",
             f"install it there, or correct slots.{s.name}.prefix in the configuration",
         )
     if not target.netns_present:
-        yield _blocking(
+        yield blocking(
             "SLOT_NETNS_MISSING",
             f"the network namespace {s.netns} of slot {s.name} does not exist",
             f"ip netns add {s.netns}   (and move the VF {s.vf} into it)",
         )
     elif not target.vf_present:
-        yield _blocking(
+        yield blocking(
             "VF_MISSING",
             f"slot {s.name} has no VF: there is no netdev {s.vf} in {s.netns or 'the host'}",
             f"ip link set {s.vf} netns {s.netns}" if s.netns else f"ip link show {s.vf}",
@@ -133,7 +92,7 @@ def _target(facts: HostFacts) -> Iterator[Finding]:
             "nothing if that is meant",
         )
     if int(old.slot.pmd_cpu_mask, 16) & int(s.pmd_cpu_mask, 16):
-        yield _blocking(
+        yield blocking(
             "PMD_CORES_SHARED",
             f"PMD threads of both slots would share cores ({old.slot.pmd_cpu_mask} and {s.pmd_cpu_mask})",
             f'give slots.{s.name}.pmd_cpu_mask cores of its own, or accept it: policy.accept = ["PMD_CORES_SHARED"]',
@@ -154,7 +113,7 @@ def _hugepages(facts: HostFacts) -> Iterator[Finding]:
         if free < wanted:
             short = -(-(wanted - free) * 1024 // _HUGEPAGE_KIB)
             have = sum(p.total for p in facts.hugepages if p.node == node and p.size_kib == _HUGEPAGE_KIB)
-            yield _blocking(
+            yield blocking(
                 "HUGEPAGES_SHORT",
                 f"slot {target.slot.name} needs {wanted} MiB of hugepages on NUMA node {node}, {free} MiB are free",
                 f"echo {have + short} > /sys/devices/system/node/node{node}/hugepages/hugepages-{_HUGEPAGE_KIB}kB/nr_hugepages",
@@ -164,16 +123,16 @@ def _hugepages(facts: HostFacts) -> Iterator[Finding]:
 def _vms(facts: HostFacts) -> Iterator[Finding]:
     unpatched = [p.domain for p in facts.ports if p.ownership is None]
     if unpatched:
-        yield _blocking(
+        yield blocking(
             "QEMU_UNPATCHED",
-            f"{len(set(unpatched))} running VMs have a QEMU without a second vhost-user connection: {_some(set(unpatched))}",
+            f"{len(set(unpatched))} running VMs have a QEMU without a second vhost-user connection: {some(set(unpatched))}",
             "restart or migrate them onto the patched QEMU (qemu-patches/README.md), then run this again",
         )
     lost = [p.label for p in facts.ports if p.ownership and (not p.ownership.owner_connected or p.ownership.in_doubt)]
     if lost:
-        yield _blocking(
+        yield blocking(
             "VM_NOT_SERVED",
-            f"no switch serves {_some(lost)} now",
+            f"no switch serves {some(lost)} now",
             "mend that first: ovs-vsctl --columns=name,link_state,error list Interface",
         )
     active = facts.slot(facts.active) if facts.active else None
@@ -183,9 +142,9 @@ def _vms(facts: HostFacts) -> Iterator[Finding]:
             p.label for p in facts.ports if p.ownership and p.ownership.owner_connected and p.ownership.owner_pid != pid
         ]
         if strangers:
-            yield _blocking(
+            yield blocking(
                 "VM_SERVED_BY_OTHER",
-                f"{_some(strangers)} are served by another process than slot {active.slot.name}'s ovs-vswitchd (pid {pid})",
+                f"{some(strangers)} are served by another process than slot {active.slot.name}'s ovs-vswitchd (pid {pid})",
                 "mend slots.*.rundir in the configuration, or move these VMs' ports to that switch",
             )
     for orphan in facts.orphans:
@@ -198,82 +157,17 @@ def _vms(facts: HostFacts) -> Iterator[Finding]:
             )
     no_vni = [p for p in facts.ports if p.vni is None]
     if no_vni:
-        yield _blocking(
+        yield blocking(
             "VNI_UNKNOWN",
-            f"{_some([p.label for p in no_vni])}: the database does not say in which VNI these VMs are, so their "
+            f"{some([p.label for p in no_vni])}: the database does not say in which VNI these VMs are, so their "
             "traffic cannot be steered one by one",
             f"ovs-vsctl set Interface {no_vni[0].interface} external_ids:vni=<VNI>   (key: host.vni_external_id)",
         )
 
 
-def _switch_config(facts: HostFacts) -> Iterator[Finding]:
-    switch = facts.switch
-    if switch is None:
-        return
-    for bridge in switch.bridges:
-        stateful = next((f for f in (*bridge.flows, *bridge.groups) if _CT.search(f)), None)
-        if stateful:
-            yield _blocking(
-                "CONNTRACK_IN_USE",
-                f"bridge {bridge.name} uses connection tracking, which cannot be carried to another process: {stateful}",
-                "take ct() out of the flows: forwarding has to be stateless",
-            )
-        learning = next((f for f in bridge.flows if _LEARNING.search(f)), None)
-        if learning:
-            yield _blocking(
-                "LEARNING_IN_USE",
-                f"bridge {bridge.name} learns or floods, and a standby that gets copies of packets would, too: {learning}",
-                'forward by flow tables, or accept duplicates and moved MACs: policy.accept = ["LEARNING_IN_USE"]',
-            )
-        if bridge.protocols and not set(bridge.protocols) & _OPENFLOW_WITH_GROUPS_AND_METERS:
-            yield _blocking(
-                "OPENFLOW_TOO_OLD",
-                f"bridge {bridge.name} allows {', '.join(bridge.protocols)} only, by which groups and meters cannot be read",
-                f"ovs-vsctl add bridge {bridge.name} protocols OpenFlow14",
-            )
-        if bridge.datapath_type != "netdev":
-            yield _blocking(
-                "KERNEL_DATAPATH",
-                f"bridge {bridge.name} is not a userspace (netdev) bridge",
-                f"ovs-vsctl set Bridge {bridge.name} datapath_type=netdev, or take it out of this switch",
-            )
-        if bridge.controllers:
-            yield _blocking(
-                "CONTROLLER_CONNECTED",
-                f"bridge {bridge.name} has controllers ({', '.join(bridge.controllers)}); this version does not hand them over",
-                f"ovs-vsctl del-controller {bridge.name}   (it can be set again after the upgrade)",
-            )
-    if switch.speakers:
-        yield _blocking(
-            "SPEAKS_BY_ITSELF",
-            f"the switch has {_some(switch.speakers)}: both switches would speak at once while they run side by side",
-            'take it out of this switch, or accept it: policy.accept = ["SPEAKS_BY_ITSELF"]',
-        )
-    if switch.managers:
-        yield _blocking(
-            "MANAGER_CONNECTED",
-            f"the database has managers ({', '.join(switch.managers)}); this version does not hand them over",
-            "ovs-vsctl del-manager   (it can be set again after the upgrade)",
-        )
-    server_mode = [i.name for i in switch.interfaces if i.type == "dpdkvhostuser"]
-    if server_mode:
-        yield _blocking(
-            "VHOST_SERVER_MODE",
-            f"{_some(server_mode)}: the switch is the vhost-user server there, and the connection dies with it",
-            "make them dpdkvhostuserclient ports, with QEMU as the server",
-        )
-    target = target_slot(facts)
-    if target and not any(i.name == target.slot.uplink for i in switch.interfaces):
-        yield _blocking(
-            "UPLINK_UNKNOWN",
-            f"the switch has no interface {target.slot.uplink} that stands on the VF",
-            "correct host.uplink in the configuration: the name of the type=dpdk interface of the overlay",
-        )
-
-
 def _steering(facts: HostFacts) -> Iterator[Finding]:
     if facts.steering_problem:
-        yield _blocking(
+        yield blocking(
             "STEERING_UNUSABLE",
             f"{facts.steering_adapter}: {facts.steering_problem}",
             "mend nic.* in the configuration, or the NIC",
@@ -282,7 +176,7 @@ def _steering(facts: HostFacts) -> Iterator[Finding]:
 
 def _control(facts: HostFacts) -> Iterator[Finding]:
     if facts.control_problem:
-        yield _blocking(
+        yield blocking(
             "WELL_KNOWN_TAKEN",
             facts.control_problem,
             "set host.well_known in the configuration to the directory that this host's switch may have, or end that one",
@@ -294,7 +188,7 @@ _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _target,
     _hugepages,
     _vms,
-    _switch_config,
+    *SWITCH_CHECKS,
     _steering,
     _control,
 )

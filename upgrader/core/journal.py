@@ -170,13 +170,17 @@ def begin(head: Heading) -> RunView:
 
 
 def fold(head: Heading, events: Iterable[Event]) -> RunView:
-    """The run after all these events."""
+    """The run after all these events. As `apply` of each, without a copy of every step for each of them."""
     view = begin(head)
-    seen: list[Event] = []
-    for event in events:
-        view = _apply(view, event)
-        seen.append(event)
-    return replace(view, events=tuple(seen))
+    steps = list(view.steps)
+    seen = tuple(events)
+    for event in seen:
+        if event.kind is EventKind.STATE:
+            view = _run_after(view, event)
+        else:
+            place = _place(event)
+            steps[place] = _step_after(steps[place], event)
+    return replace(view, steps=tuple(steps), events=seen)
 
 
 _STEP_STATE = {
@@ -192,25 +196,37 @@ _STEP_STATE = {
 
 def _apply(view: RunView, event: Event) -> RunView:
     if event.kind is EventKind.STATE:
-        state = follow(RUN_TRANSITIONS, view.state, RunState(str(event.data["to"])))
-        return replace(view, state=state, reason=str(event.data.get("reason", "")))
+        return _run_after(view, event)
+    steps = list(view.steps)
+    place = _place(event)
+    steps[place] = _step_after(steps[place], event)
+    return replace(view, steps=tuple(steps))
+
+
+def _place(event: Event) -> int:
     if event.step is None:
         raise ValueError(f"an event {event.kind} without a step")
-    old = view.steps[event.step]
-    state_ = follow(STEP_TRANSITIONS, old.state, _STEP_STATE[event.kind])
-    new = replace(old, state=state_)
-    took_s = event.data.get("took_s")
-    if event.kind is EventKind.OUTCOME:
-        new = replace(new, data=event.data, effect=True, took_s=float(took_s) if isinstance(took_s, float) else 0.0)
-    elif event.kind is EventKind.INTENT:
-        new = replace(new, effect=True)
-    elif event.kind is EventKind.UNDONE:
-        new = replace(new, undo=event.data, effect=False)
-    elif event.kind is EventKind.FAILED:
-        new = replace(new, effect=old.effect or bool(event.data.get("effect")))
-    steps = list(view.steps)
-    steps[event.step] = new
-    return replace(view, steps=tuple(steps))
+    return event.step
+
+
+def _run_after(view: RunView, event: Event) -> RunView:
+    state = follow(RUN_TRANSITIONS, view.state, RunState(str(event.data["to"])))
+    return replace(view, state=state, reason=str(event.data.get("reason", "")))
+
+
+def _step_after(old: StepView, event: Event) -> StepView:
+    state = follow(STEP_TRANSITIONS, old.state, _STEP_STATE[event.kind])
+    match event.kind:
+        case EventKind.OUTCOME:
+            took_s = event.data.get("took_s")
+            return StepView(state, event.data, old.undo, True, float(took_s) if isinstance(took_s, float) else 0.0)
+        case EventKind.INTENT:
+            return StepView(state, old.data, old.undo, True, old.took_s)
+        case EventKind.UNDONE:
+            return StepView(state, old.data, event.data, False, old.took_s)
+        case EventKind.FAILED:
+            return StepView(state, old.data, old.undo, old.effect or bool(event.data.get("effect")), old.took_s)
+    return replace(old, state=state)
 
 
 def _vm_state(view: RunView, vm: str) -> VmState:

@@ -189,7 +189,7 @@ def _plan(
     steps.append(PlannedStep(StepKind.CLOSE_WINDOW, f"all overlay traffic to {target}"))
     steps.append(PlannedStep(StepKind.MOVE_CONTROL, f"controllers and managers to {target}"))
     steps.append(PlannedStep(StepKind.PROMOTE, f"well-known names and database clients to {target}"))
-    if policy.soak_s and start:
+    if start and (policy.soak_s or policy.keep_old):  # where the old switch is kept nothing else looks for late VMs
         steps.append(PlannedStep(StepKind.SOAK, f"watch slot {target} for {policy.soak_s:g} s"))
     if not policy.keep_old:
         steps.append(PlannedStep(StepKind.RETIRE, f"retire slot {source} ({old.running_version or 'stopped'})"))

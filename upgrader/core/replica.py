@@ -356,7 +356,8 @@ def _tell(row: Row, tables: Tables) -> str:
     names = {u: _name(t, u, r) for t, rows in tables.items() for u, r in rows.items()}
 
     def text(value: Atom) -> str:
-        return names.get(value, value) if isinstance(value, Ref) else str(value)
+        # a row that was made anew has the name of the one before, and is another one
+        return f"{names.get(value, '?')}/{value[:8]}" if isinstance(value, Ref) else str(value)
 
     parts = []
     for column, value in sorted(row.items()):
@@ -365,43 +366,6 @@ def _tell(row: Row, tables: Tables) -> str:
         elif value:
             parts.append(f"{column}={','.join(sorted(map(text, value)))}")
     return " ".join(parts) or "nothing"
-
-
-def merge(base: Tables, source: Tables, target: Tables) -> Tables:
-    """What `target` becomes when the changes from `base` to `source` are made to it, and its own since are kept.
-
-    For two databases that both have writers, as while control moves. Where both changed the same: elements of sets
-    and keys of maps are taken one by one, of a single value the source's is taken; a row that one of them deleted is
-    gone.
-    """
-    merged: Tables = {}
-    for table in {**source, **target}:
-        before, theirs, ours = base.get(table, {}), source.get(table, {}), target.get(table, {})
-        merged[table] = {}
-        for uuid in {**theirs, **ours}:
-            if uuid in theirs and uuid in ours:
-                old = before.get(uuid, {})
-                columns = {c: v for c, v in ours[uuid].items() if c not in theirs[uuid]}
-                columns |= {c: _merge(old.get(c), v, ours[uuid].get(c)) for c, v in theirs[uuid].items()}
-                merged[table][uuid] = columns
-            elif uuid not in before:
-                merged[table][uuid] = theirs.get(uuid) or ours[uuid]
-    return merged
-
-
-def _merge(base: Value | None, theirs: Value, ours: Value | None) -> Value:
-    if ours is None or ours == base:
-        return theirs
-    if theirs == base or base is None:
-        return theirs if base is None else ours
-    if isinstance(theirs, dict) and isinstance(ours, dict) and isinstance(base, dict):
-        kept = {k: v for k, v in ours.items() if k in theirs or k not in base}
-        return kept | {k: v for k, v in theirs.items() if base.get(k) != v}
-    if isinstance(theirs, frozenset) and isinstance(ours, frozenset) and isinstance(base, frozenset):
-        if max(len(theirs), len(ours), len(base)) <= 1:
-            return theirs
-        return (ours - (base - theirs)) | (theirs - base)
-    return theirs
 
 
 def rows(tables: Tables, table: str) -> tuple[Row, ...]:

@@ -1,15 +1,13 @@
-"""What a run reports: its outcome, and what each VM's hand-over took. Rendered as JSON with a schema version."""
+"""What a run reports: its outcome, and what each VM's hand-over took."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from upgrader.core.errors import UpgradeError
 from upgrader.core.journal import EventKind, RunView
 from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import SlotName
-from upgrader.core.plan import Plan
 
 SCHEMA_VERSION = 1
 
@@ -84,10 +82,6 @@ class RunReport:
         """VM ports that are with the new switch for good."""
         return 0 if self.outcome is RunState.RESTORED else sum(-1 if m.undone else 1 for m in self.moves)
 
-    def to_json(self) -> dict[str, object]:
-        """As printed by --json; fields are only ever added under the same schema_version."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "run", **asdict(self)}
-
 
 def report(view: RunView) -> RunReport:
     """From the journal, and nothing else."""
@@ -138,12 +132,17 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     """What state the host is in, and what to type next."""
     source, target = view.heading.source, view.heading.target
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
-        return None, None
+        if any(line.kind == "retire" for line in view.heading.steps):
+            return None, None
+        return (
+            f"slot {target} serves every VM; as long as the switch of slot {source} runs, a rollback goes back to it",
+            "upgrade status",
+        )
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
     if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
         return (
             "everything was undone: every VM is where it was when this run began",
-            f"upgrade --host localhost --restore {target}   (or {source}; when the cause is mended)",
+            "upgrade check   (it says who serves each VM, and what to type)",
         )
     return {
         RunState.DONE: (
@@ -152,7 +151,7 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
         ),
         RunState.RESTORED: (
             f"everything was undone: slot {source} serves every VM as before",
-            "upgrade --host localhost   (when the cause is mended)",
+            f"upgrade --host localhost   ({'to begin again' if view.reason == 'ASKED' else 'when the cause is mended'})",
         ),
         RunState.RUNNING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
         RunState.UNDOING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
@@ -170,33 +169,10 @@ def detail(data: Mapping[str, object]) -> str:
     """Outcome data in words: ``pid 4711``, ``flows 12, neighbours 1``; a hand-over by its blackout."""
     if moves := vm_moves(data):
         return ", ".join(f"blackout {m.blackout_us / 1000:.2f} ms" for m in moves)
-    return ", ".join(f"{k} {v}" for k, v in data.items() if k not in ("took_s", "moves"))
-
-
-def plan_json(plan: Plan) -> dict[str, object]:
-    """A plan as printed by --dry-run --json."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "plan",
-        "id": plan.id,
-        "host": plan.host,
-        "from_slot": plan.source,
-        "to_slot": plan.target,
-        "from_version": plan.from_version,
-        "to_version": plan.to_version,
-        "strategy": plan.strategy,
-        "loses": plan.loses,
-        "vms": [p.label for p in plan.ports],
-        "steps": [{"kind": s.kind, "title": s.title, "vm": s.port.label if s.port else None} for s in plan.steps],
-        "findings": [asdict(f) for f in plan.findings],
-        "blocked": bool(plan.blocking),
+    told = {
+        k.replace("_", " "): v for k, v in data.items() if k not in ("took_s", "moves") and v not in ({}, [], "", None)
     }
-
-
-def error_json(error: UpgradeError) -> dict[str, object]:
-    """A refusal as printed by --json."""
-    said = {"code": error.code, "what": error.what, "state": error.state, "next": error.next}
-    return {"schema_version": SCHEMA_VERSION, "kind": "error", **said}
+    return ", ".join(f"{k} {len(v) if isinstance(v, (dict, list)) else v}" for k, v in told.items())
 
 
 def vm_moves(data: Mapping[str, object]) -> tuple[VmMove, ...]:

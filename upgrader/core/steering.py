@@ -16,7 +16,7 @@ _ACROSS = "between two VMs, what is sent while they are on different switches"
 class Strategy:
     """How the traffic of VMs is moved.
 
-    name      ``per-vm-dual``, ``per-vm`` or ``whole-port``
+    name      ``per-vm-dual``, ``per-vm``, ``whole-port-dual`` or ``whole-port``
     loses     what it can cost, in words for the operator
     per_vm    the plan gives each VM a rule of its own
     findings  what stands against steering so, or should be known
@@ -43,7 +43,7 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 "STEERING_UNPROVEN",
                 severity,
                 c.unproven,
-                'upgrade nic probe shows what arrives where; then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
+                'upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where); then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
             )
         )
     if c.capacity is not None and c.capacity < rules:
@@ -52,7 +52,7 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 "STEERING_TABLE_FULL",
                 Severity.BLOCKING,
                 f"steering needs {rules} rules for {vms} VMs, the NIC has room for {c.capacity}",
-                "upgrade nic show lists whose rules are there; delete those that nobody needs: ethtool -N PF delete N",
+                "upgrade nic show   (it lists whose rules are there); delete those that nobody needs: ethtool -N PF delete N",
             )
         )
     if c.per_vm and c.dual_delivery:
@@ -63,6 +63,12 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
     if c.per_vm:
         loses = f"per VM what arrives between the hand-over and the turn of its rule, some milliseconds{_gap(c)}"
         return Strategy("per-vm", f"{loses}; {_ACROSS}", True, tuple(found))
+    if c.dual_delivery:
+        loses = (
+            "of every VM what arrives during its hand-over itself, about a millisecond, and what either switch or VF cannot "
+            f"take when it gets all of the overlay while the window is open; {_ACROSS}"
+        )
+        return Strategy("whole-port-dual", loses, False, tuple(found))
     loses = (
         "all that the fabric sends to a VM while the port points to the other switch: the port turns when half of the "
         f"VMs have moved, so for at most half of the time that all hand-overs take{_gap(c)}"

@@ -17,6 +17,12 @@ _HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=BxxxiIII")
 _KIND, _OPTIONS = 1, 2  # the same numbers for TCA_ and for TCA_ACT_
 _U32_SEL, _U32_ACT = 5, 7
+_FLOWER_ACT, _FLOWER_ETH_TYPE, _FLOWER_IP_PROTO, _FLOWER_UDP_DST, _FLOWER_FLAGS = 3, 8, 9, 21, 22
+_FLOWER_UDP_DST_MASK = 38
+_FLOWER_KEYS = frozenset({*range(4, 22), *range(23, 71), *range(72, 110)})  # TCA_FLOWER_KEY_*: not flags, not counts
+_SKIP_SW = 2  # TCA_CLS_FLAGS_SKIP_SW: in the NIC, or not at all
+_KIND_MASK = 0x3FFF  # of an attribute's type; the rest are flags
+_ACT_STATS, _STATS_BASIC = 4, 1
 _MIRRED_PARMS = 2
 _ACT_TAB = 1
 _PIPE, _STOLEN = 3, 4  # TC_ACT_*: go on to the next action; the packet is gone
@@ -138,3 +144,61 @@ def read_u32_keys(sel: bytes) -> dict[int, tuple[int, int]]:
         for i in range(count)
         for mask, value in (struct.unpack_from(">II", sel, 16 + 16 * i),)
     }
+
+
+def flower_options(vxlan_port: int, actions: Iterable[Mirred], *, skip_sw: bool) -> bytes:
+    """TCA_OPTIONS of a flower filter that takes the overlay (UDP to that port, in IPv4)."""
+    return (
+        attribute(_FLOWER_ETH_TYPE, struct.pack(">H", ETH_P_IP))
+        + attribute(_FLOWER_IP_PROTO, bytes([17]))
+        + attribute(_FLOWER_UDP_DST, struct.pack(">H", vxlan_port))
+        + attribute(_FLOWER_FLAGS, struct.pack("=I", _SKIP_SW if skip_sw else 0))
+        + attribute(_FLOWER_ACT, action_list(actions))
+    )
+
+
+def attributes(payload: bytes) -> dict[int, bytes]:
+    """Attributes by their type; of two with the same type the last."""
+    found = {}
+    at = 0
+    while at + 4 <= len(payload):
+        length, kind = struct.unpack_from("=HH", payload, at)
+        if length < 4:
+            break
+        found[kind & _KIND_MASK] = payload[at + 4 : at + length]
+        at += -(-length // 4) * 4
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FlowerFilter:
+    """A flower filter as read back: what it takes, the netdevs its mirred actions send to, packets so far."""
+
+    takes_overlay: bool
+    ifindexes: tuple[int, ...]
+    packets: int
+
+
+def read_flower(options: bytes, vxlan_port: int) -> FlowerFilter:
+    """From the payload of TCA_OPTIONS. It takes the overlay when that port, and nothing else, is what it compares."""
+    found = attributes(options)
+    keys = {k: v for k, v in found.items() if k in _FLOWER_KEYS}
+    wanted = {
+        _FLOWER_ETH_TYPE: struct.pack(">H", ETH_P_IP),
+        _FLOWER_IP_PROTO: bytes([17]),
+        _FLOWER_UDP_DST: struct.pack(">H", vxlan_port),
+    }
+    masks = {k: v for k, v in keys.items() if k not in wanted and any(v)}
+    targets: list[int] = []
+    packets = 0
+    for action in attributes(found.get(_FLOWER_ACT, b"")).values():
+        parts = attributes(action)
+        parms = attributes(parts.get(_OPTIONS, b"")).get(_MIRRED_PARMS)
+        if parts.get(_KIND) != b"mirred\0" or parms is None:
+            continue
+        if not targets:
+            basic = attributes(parts.get(_ACT_STATS, b"")).get(_STATS_BASIC, bytes(12))
+            (packets,) = struct.unpack_from("=8xI", basic)
+        targets.append(struct.unpack_from("=24xI", parms)[0])
+    same = {k: keys.get(k) for k in wanted} == wanted and masks.keys() <= {_FLOWER_UDP_DST_MASK}
+    return FlowerFilter(same, tuple(targets), packets)

@@ -94,8 +94,9 @@ class Coordinator:
         setup = self._setup()
         if unfinished and latest:
             self._supersede(latest, setup.host.clock.now_ns())
-        view = self._journal.begin(plan, setup.host.clock.now_ns())
-        return self._engine(view, plan, setup, control, watch)
+        # the one made now: a file's steps may have been edited, and its id with them not
+        view = self._journal.begin(now, setup.host.clock.now_ns())
+        return self._engine(view, now, setup, control, watch)
 
     def resume(self, control: Control, watch: Watcher) -> Engine:
         """The run that stopped half-way, to be carried on by `forward`. Raises BlockedError where there is none."""

@@ -123,7 +123,7 @@ class Engine:
 
     def _stop(self, to: RunState, reason: str) -> RunView:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
-        if self._decision()[1] is Decision.OPERATOR:
+        if any(slot is None for _, slot in self._context.owners()):
             return self._needs_operator("SWITCH_DIED")
         return self._state(to, reason)
 
@@ -173,6 +173,8 @@ class Engine:
             return self._back(failure.code)
         # the step in hand is taken back, so that no VM is left half moved; everything before it stays
         stuck = self.view.steps[failure.index].effect and not self._undo(failure.index)
+        if not stuck and self._decision()[1] is Decision.BACK:
+            return self._back(failure.code)  # the new switch is dead, or never lived: there is nothing to go on with
         return self._state(RunState.OPERATOR_NEEDED if stuck else RunState.HALTED, failure.code)
 
     def _back(self, reason: str) -> RunView:

@@ -53,6 +53,8 @@ class SimProcesses:
 
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
+        if self._w.in_control == slot.name:  # a new database, which has nobody in it
+            self._w.in_control = None
         return 1
 
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
@@ -218,6 +220,8 @@ class SimHypervisor:
             raise refused("owner or generation is another")
         if now.standby is None or not now.standby.ready:
             raise refused("the standby is not ready")
+        if now.owner_pid is None and not fenced:
+            raise refused("the owner does not answer")
         old = Standby(now.owner, True, True, None, now.owner_pid, now.owner_pid)
         new = replace(now, owner=now.standby.chardev, owner_pid=now.standby.pid, generation=generation + 1, standby=old)
         self._set(port, new)
@@ -305,6 +309,7 @@ class SimResources:
     def redirect(self, path: Path, target: Path) -> None:
         self._w.call(f"redirect {path.name}")
         self._w.links[path] = target
+        self._w.reconnect()
 
     def remove(self, path: Path) -> None:
         self._w.listeners.discard(path)

@@ -18,12 +18,27 @@ class SimJournal:
     """
 
     def __init__(self) -> None:
-        self.generation = 0
+        self._claims = [0]
         self._ours = 0
         self._runs: list[tuple[Heading, Plan, list[Event]]] = []
         self.writes = 0
         self.fault: Callable[[int], None] = lambda number: None
         self.fault_after: Callable[[int], None] = lambda number: None
+
+    def beside(self) -> SimJournal:
+        """The same journal as another coordinator opens it."""
+        other = SimJournal()
+        other._runs, other._claims = self._runs, self._claims
+        return other
+
+    @property
+    def generation(self) -> int:
+        """Of the coordinator that claimed it last."""
+        return self._claims[-1]
+
+    @generation.setter
+    def generation(self, number: int) -> None:
+        self._claims.append(number)
 
     def claim(self) -> int:
         self.generation += 1

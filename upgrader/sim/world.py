@@ -90,6 +90,15 @@ class World:
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
 
+    def reconnect(self) -> None:
+        """A VM that nobody serves gets the switch that dials libvirt's socket by now."""
+        for vm in list(self.vms.values()):
+            own = vm.ownership
+            name = next((n for n in self.pids if self.dials(n, vm)), None)
+            if own is not None and own.owner_pid is None and own.owner == vm.chardev and name is not None:
+                new = replace(own, owner_connected=True, owner_pid=self.pids[name])
+                self.vms[vm.domain] = replace(vm, ownership=new)
+
     def end(self, domain: str) -> None:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
         vm = self.vms.pop(domain)

@@ -6,14 +6,16 @@ from dataclasses import asdict
 
 from upgrader.core.errors import StepError
 from upgrader.core.inventory import join, standing_bindings
-from upgrader.core.model import PortBinding, VmPort, owned_by
-from upgrader.core.plan import PlannedStep
+from upgrader.core.model import PortBinding, VmInterface, VmPort, owned_by
+from upgrader.core.plan import PlannedStep, StepKind
 from upgrader.core.report import VmMove
 from upgrader.steps.attach_standby import attach, await_ready, detach
 from upgrader.steps.base import Context, Data
 from upgrader.steps.move_vm import bring_back, hand_over, require_progress, require_ready
 
 _ROUNDS = 20  # VMs may go on coming; each round takes those that are there
+_SETTLE_S = 2.0
+_POLL_S = 0.05
 
 
 class CatchUp:
@@ -39,11 +41,15 @@ class CatchUp:
     def undo(self, context: Context, step: PlannedStep) -> Data:
         """The same VMs back, and their second connection away; those of the plan go back by their own steps."""
         moves = []
-        for port, binding in _moved(context):
-            data = bring_back(context, port)
-            if "move" in data:
-                moves.append(data["move"])
+        in_plan = {(p.domain, p.netdev) for p in context.plan.ports}
+        for port, binding in _known(context, [v for v in _running(context) if (v.domain, v.netdev) not in in_plan]):
+            if owned_by(port.ownership, context.pid(context.target)):
+                data = bring_back(context, port)
+                if "move" in data:
+                    moves.append(data["move"])
             detach(context, port, binding)
+        if not any(s.kind is StepKind.OPEN_WINDOW for s in context.plan.steps):
+            context.steer_to_owners()  # no step to come would take the rules of these VMs away
         return {"moves": moves}
 
 
@@ -82,34 +88,56 @@ def _move(context: Context, port: VmPort, binding: PortBinding) -> VmMove | None
 
 
 def _late(context: Context) -> list[tuple[VmPort, PortBinding]]:
-    """VMs whose rings the old switch has, with where the new switch dials them."""
-    return _ports(context, context.pid(context.source), planned=True)
-
-
-def _moved(context: Context) -> list[tuple[VmPort, PortBinding]]:
-    """VMs that are no part of the plan and whose rings the new switch has."""
-    return _ports(context, context.pid(context.target), planned=False)
-
-
-def _ports(context: Context, pid: int | None, *, planned: bool) -> list[tuple[VmPort, PortBinding]]:
-    host = context.host
-    in_plan = {(p.domain, p.netdev) for p in context.plan.ports}
-    vms = [
-        vm
-        for vm in host.hypervisor.vm_interfaces()
-        if owned_by(vm.ownership, pid) and (planned or (vm.domain, vm.netdev) not in in_plan)
-    ]
-    if not vms:
-        return []
-    switch = host.database.read(context.target)
-    ports, _ = join(vms, switch, host.vni_key)
-    unknown = {vm.domain for vm in vms} - {p.domain for p in ports}
-    if unknown:
+    """VMs whose rings the old switch has, with where the new switch dials them. Raises StepError where nobody has them."""
+    running = _running(context)
+    known = _known(context, [v for v in running if not owned_by(v.ownership, context.pid(context.target))])
+    without = {v.domain for v in running if owned_by(v.ownership, context.pid(context.source))} - {
+        p.domain for p, _ in known
+    }
+    if without:
         raise StepError(
             "VM_WITHOUT_PORT",
-            f"{', '.join(sorted(unknown)[:5])} came during the run, and slot {context.target.name} has no port for it",
+            f"{', '.join(sorted(without)[:5])} came during the run, and slot {context.target.name} has no port for it",
             state=f"slot {context.source.name} serves it",
             next="upgrade rollback   (and once more, when no ports are being added)",
         )
+    late = [(p, b) for p, b in known if owned_by(p.ownership, context.pid(context.source))]
+    if len(late) < len(known) and (nobody := _unserved(context, known)):
+        raise StepError(
+            "VM_NOT_SERVED",
+            f"no switch serves {', '.join(nobody[:5])}",
+            state="every other VM is served by the switch that owns its rings",
+            next=f"upgrade --host localhost --restore {context.target.name}",
+        )
+    return late
+
+
+def _unserved(context: Context, ports: list[tuple[VmPort, PortBinding]]) -> list[str]:
+    """Who is served by neither switch, and does not come to be within a moment: a VM that starts waits for one."""
+    clock = context.host.clock
+    deadline = clock.monotonic_s() + _SETTLE_S
+    pids = [context.pid(context.source), context.pid(context.target)]
+    while True:
+        left = []
+        for port, _ in ports:
+            now = context.host.hypervisor.ownership(port)
+            if now is not None and not any(owned_by(now, pid) for pid in pids):
+                left.append(port.label)
+        if not left or clock.monotonic_s() > deadline:
+            return left
+        clock.sleep(_POLL_S)
+
+
+def _running(context: Context) -> list[VmInterface]:
+    return [v for v in context.host.hypervisor.vm_interfaces() if v.ownership is not None]
+
+
+def _known(context: Context, vms: list[VmInterface]) -> list[tuple[VmPort, PortBinding]]:
+    """Those of these VMs that the new switch has a port for, with where it dials them."""
+    if not vms:
+        return []
+    host = context.host
+    switch = host.database.read(context.target)
+    ports, _ = join(vms, switch, host.vni_key)
     bindings = {b.interface: b for b in standing_bindings(ports, switch, context.target)}
     return [(p, bindings[p.interface]) for p in ports]

@@ -89,8 +89,9 @@ def bring_back(context: Context, port: VmPort) -> Data:
     try:
         return {"move": asdict(hand_over(context, port, now, context.target, context.source))}
     except HostError as error:
-        if context.pid(context.source) is None:
-            raise  # it is the old switch that died: the new one is the only one that lives
+        old, now = context.pid(context.source), context.host.hypervisor.ownership(port)
+        if old is None or owned_by(now, old):
+            raise  # it is the old switch that died, and the new one the only one that lives; or only steering failed
         log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
         context.host.processes.kill_switch(context.target)
         _await_owner(context, port, context.source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from upgrader.core.errors import StepError
-from upgrader.core.inventory import origin
+from upgrader.core.inventory import join, origin
 from upgrader.core.model import CHARDEV_PREFIX, SLOTS
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
@@ -29,14 +29,15 @@ class Retire:
         moves = bring_late(context)
         _require_idle(context)  # also: a switch may have died since
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
-        for port in context.plan.all_ports:
+        facts = host.database.read(target)
+        ports, _ = join(host.hypervisor.vm_interfaces(), facts, host.vni_key)  # also those that came during the run
+        for port in ports:
             now = host.hypervisor.ownership(port)
             # libvirt's own socket stays attached, without a peer: a switch that is restarted may come back on it
             for slot in SLOTS:
                 chardev = f"{CHARDEV_PREFIX}-{slot}-{port.netdev}"
                 if now is not None and now.owner != chardev:
                     host.hypervisor.drop_connection(port, chardev)
-        facts = host.database.read(target)
         for interface in facts.vhost_interfaces():
             dialled, known = Path(interface.option("vhost-server-path") or ""), Path(origin(interface))
             if dialled != known:

@@ -22,10 +22,12 @@ class Soak:
         clock = context.host.clock
         moves: list[dict[str, object]] = []
         deadline = clock.monotonic_s() + context.plan.policy.soak_s
-        while clock.monotonic_s() < deadline:
-            context.wait(_POLL_S)
+        while True:
             moves += bring_late(context)
             require_served(context)
+            if clock.monotonic_s() >= deadline:
+                break
+            context.wait(_POLL_S)
         return {"moves": moves}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:

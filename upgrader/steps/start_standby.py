@@ -12,8 +12,15 @@ class StartStandby:
     lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
-        """A switch left in the slot by a run that died may go only if it serves nobody."""
+        """A switch left in the slot by a run that died may go only if it serves nobody, and there is one to copy."""
         _require_idle(context)
+        if context.pid(context.source) is None:
+            raise StepError(
+                "OLD_SWITCH_DIED",
+                f"ovs-vswitchd of slot {context.source.name} does not run, so there is nothing to copy",
+                state="nothing was started or stopped",
+                next=f"upgrade --host localhost --restore {context.target.name}   (where its switch runs)",
+            )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import structlog
 
 from upgrader.adapters import gate
-from upgrader.adapters.ovsdb import idl
+from upgrader.adapters.ovsdb import base, idl
 from upgrader.adapters.ovsdb.session import Session, session
-from upgrader.core import control, replica
+from upgrader.core import control, merge, replica
 from upgrader.core.control import Control
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import PortBinding, Slot, SwitchFacts
@@ -54,7 +54,9 @@ class Ovsdb:
     def release_control(self, slot: Slot) -> None:
         with session(slot) as opened:
             if control.in_control(opened.tables):
-                _change(opened, control.released(opened.tables, slot), applied=True)
+                before = replica.configuration(opened.tables)
+                edits = _change(opened, control.released(opened.tables, slot), applied=True)
+                base.keep(slot, merge.after(before, edits))
 
     def assume_control(self, slot: Slot) -> None:
         with session(slot) as opened:
@@ -63,6 +65,7 @@ class Ovsdb:
             if control.control(opened.tables).managers:
                 _serve_managers(slot)
             _change(opened, control.assumed(opened.tables), applied=True)
+            base.forget(slot)
 
     def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower:
         return Follower(source, target, bindings)
@@ -113,9 +116,18 @@ def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applie
             state=f"slot {new.slot.name} was not changed",
             next=f"ovs-vsctl --db=unix:{old.slot.db_socket} show",
         )
+    agreed = base.recall(new.slot) if control.in_control(old.tables) else None
+    if not new.tables.get(ROOT):
+        base.forget(new.slot)
+        agreed = None
+    elif agreed is not None:
+        _carry_back(old, new, agreed)
     wanted, lost = _wanted(old, new, bindings)
+    before = replica.configuration(new.tables)
     floor = max(_next_cfg(old.tables), _next_cfg(new.tables) + 1)
     edits = _change(new, wanted, applied=applied, number=floor)
+    if agreed is not None:
+        base.keep(new.slot, merge.after(before, edits))
     waiting = tuple(
         sorted(str(replica.one(old.tables[replica.PORT][u], "name")) for u in replica.unsettled(old.tables))
     )
@@ -123,6 +135,20 @@ def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applie
     if told:
         log.debug("database followed", slot=new.slot.name, changes=told)
     return Copied(changes=told, lost=lost, waiting=waiting)
+
+
+def _carry_back(leader: Session, follower: Session, agreed: Tables) -> None:
+    """Take over what clients wrote into the follower's database since it was last made what the leader's is.
+
+    When control has moved, clients that found the old database by its socket are still there.
+    """
+    ours = replica.configuration(leader.tables)
+    late = merge.merge(agreed, replica.configuration(follower.tables), ours)
+    fitted, _ = replica.fit(late, leader.schema)
+    if edits := replica.edits(fitted, ours):
+        log.info("written into the old database", slot=follower.slot.name, changes=[f"{e.op} {e.name}" for e in edits])
+        _change(leader, fitted, applied=False)
+        leader.await_edits(edits)
 
 
 def _change(opened: Session, wanted: Tables, *, applied: bool, number: int | None = None) -> tuple[Edit, ...]:

@@ -14,18 +14,21 @@ from upgrader.adapters import gate
 from upgrader.core.errors import HostError
 from upgrader.core.model import Bridge, Interface, Slot, SwitchFacts
 
-_TABLES = (
-    "Open_vSwitch",
-    "Bridge",
-    "Port",
-    "Interface",
-    "Controller",
-    "Manager",
-    "Mirror",
-    "NetFlow",
-    "sFlow",
-    "IPFIX",
-)
+# what is looked at; a switch of many ports tells thousands of counters besides
+_COLUMNS = {
+    "Open_vSwitch": "bridges manager_options ovs_version",
+    "Bridge": """name datapath_type fail_mode controller protocols ports stp_enable rstp_enable mcast_snooping_enable
+        mirrors netflow sflow ipfix""",
+    "Port": "name interfaces lacp qos",
+    "Interface": "name type options external_ids ofport link_state error bfd cfm_mpid",
+    "Controller": "target",
+    "Manager": "target",
+    "Mirror": "name",
+    "NetFlow": "targets",
+    "sFlow": "targets",
+    "IPFIX": "targets",
+    "QoS": "type",
+}
 _CONNECT_S = 5.0
 
 
@@ -103,24 +106,26 @@ def _has_pool(slot: Slot, interface: str) -> bool:
 
 
 def _speakers(bridge: Any) -> list[str]:
-    """What on a bridge sends packets of its own accord, so that a standby with the same rows would speak, too."""
+    """What on a bridge acts of its own accord or remembers, so that a standby with the same rows would do it, too."""
     found = [
         f"{what} on bridge {bridge.name}"
         for what, column in (
             ("STP", bridge.stp_enable),
             ("RSTP", bridge.rstp_enable),
+            ("multicast snooping", bridge.mcast_snooping_enable),
             ("mirrors", bridge.mirrors),
-            ("NetFlow", bridge.netflow),
-            ("sFlow", bridge.sflow),
-            ("IPFIX", bridge.ipfix),
         )
         if column
     ]
+    for what, rows in (("NetFlow", bridge.netflow), ("sFlow", bridge.sflow), ("IPFIX", bridge.ipfix)):
+        found += [f"{what} to {', '.join(sorted(row.targets))} on bridge {bridge.name}" for row in rows]
     for port in bridge.ports:
         if _optional(port.lacp) in ("active", "passive"):
             found.append(f"LACP on port {port.name}")
         elif len(port.interfaces) > 1:
             found.append(f"a bond on port {port.name}")
+        if port.qos:
+            found.append(f"QoS on port {port.name}")
         for interface in port.interfaces:
             if interface.bfd.get("enable") == "true":
                 found.append(f"BFD on interface {interface.name}")
@@ -162,7 +167,7 @@ def _root(idl: Any) -> Any:
 
 @contextmanager
 def _idl(slot: Slot) -> Iterator[Any]:
-    """A connected IDL that holds the tables we look at, whole."""
+    """A connected IDL that holds what we look at."""
     schema = slot.prefix / "share/openvswitch/vswitch.ovsschema"
     if not schema.exists():
         raise HostError(
@@ -172,8 +177,8 @@ def _idl(slot: Slot) -> Iterator[Any]:
             next=f"correct slots.{slot.name}.prefix in the configuration",
         )
     helper = ovs.db.idl.SchemaHelper(location=str(schema))
-    for table in _TABLES:
-        helper.register_table(table)
+    for table, columns in _COLUMNS.items():
+        helper.register_columns(table, columns.split())
     idl = ovs.db.idl.Idl(f"unix:{slot.db_socket}", helper)
     try:
         deadline = time.monotonic() + _CONNECT_S

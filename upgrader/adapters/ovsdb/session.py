@@ -76,6 +76,18 @@ class Session:
                     next=f"ovs-vsctl --db=unix:{self.slot.db_socket} show",
                 )
 
+    def await_edits(self, edits: Sequence[Edit]) -> None:
+        """Take in our own edits: what the monitor tells of them may come after the answer."""
+        deadline = time.monotonic() + _ANSWER_S
+        while any(not self._has(e) for e in edits) and time.monotonic() < deadline:
+            self.poll(0.05)
+
+    def _has(self, edit: Edit) -> bool:
+        row = self.tables.get(edit.table, {}).get(edit.uuid)
+        if edit.op == "delete" or row is None:
+            return (edit.op == "delete") == (row is None)
+        return all(row.get(c) == v for c, v in edit.row.items())
+
     def wait_applied(self, number: int, timeout_s: float) -> None:
         """Return once the switch has taken the configuration with this `next_cfg` (ovs-vswitchd.conf.db(5))."""
         deadline = time.monotonic() + timeout_s

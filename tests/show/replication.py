@@ -1,0 +1,99 @@
+"""Everything that replication must show, run for real: a line an item with figure and limit, non-zero if one fails.
+
+make show-replication                      # all of it, about a quarter of an hour
+make show-replication PARTS="corpus bench" # some of it
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from tests.bench.bench_first_packet import measure as first_packet
+from tests.bench.bench_replication import in_process
+from tests.show.items import Item, show, tested
+from tests.support.corpus import LARGEST
+
+_REPLICATE_LIMIT = 4.0  # times ovs-ofctl --bundle alone
+_MEMORY_LIMIT_MIB = 300
+_FIRST_PACKET_LIMIT = 3.0  # times the control run's median
+_ROUNDS = 3
+
+
+def equal() -> Iterator[Item]:
+    """Each class of state: brought over, and each change of the standby found and named."""
+    yield from tested("tests/integration/test_replicate.py")
+
+
+def corpus() -> Iterator[Item]:
+    """Switches made up by hypothesis."""
+    yield from tested("tests/integration/test_corpus.py")
+
+
+def follow() -> Iterator[Item]:
+    """Writers at work, a monitor that is lost, another schema; never moved to without being up to date."""
+    yield from tested("tests/integration/test_follow.py")
+    yield from tested("tests/unit/test_in_step.py")
+
+
+def control() -> Iterator[Item]:
+    """A controller, a database client and ovs-vsctl across the move of control, and back."""
+    yield from tested("tests/integration/test_control.py")
+
+
+def findings() -> Iterator[Item]:
+    """What is not carried over, each with its code."""
+    yield from tested("tests/unit/test_findings.py")
+
+
+def writer() -> Iterator[Item]:
+    """A whole run on the real lab while flows and ports change all the time."""
+    yield from tested("tests/integration/test_writer.py")
+
+
+def bench() -> Iterator[Item]:
+    """The largest switch that is promised, beside ovs-ofctl alone in the same run."""
+    flows, ports = LARGEST
+    figures = in_process(flows, ports, _ROUNDS)
+    baseline = f"ovs-ofctl --bundle alone: {figures.ofctl_bundle_s:.2f} s"
+    yield Item(
+        f"{flows} flows, {ports} ports, replicated and proved",
+        f"{figures.replicate_s + figures.prove_s:.2f} s, {figures.ratio:.1f} times ({baseline})",
+        f"{_REPLICATE_LIMIT:g} times",
+        figures.ratio <= _REPLICATE_LIMIT,
+    )
+    yield Item(
+        f"one of {flows} flows changed on the standby, named, and nothing else",
+        f"{figures.mutations_named} of {_ROUNDS}",
+        f"{_ROUNDS} of {_ROUNDS}",
+        figures.mutations_named == _ROUNDS,
+    )
+    peak = figures.peak_rss_mib
+    yield Item("memory of the coordinator", f"{peak:.0f} MiB", f"{_MEMORY_LIMIT_MIB} MiB", peak < _MEMORY_LIMIT_MIB)
+
+
+def packet() -> Iterator[Item]:
+    """The first packet of each flow on a standby that has just been brought over."""
+    figures = first_packet()
+    yield Item(
+        "first packet after the move, 99th percentile",
+        f"{figures.moved_p99_us:.0f} us, {figures.ratio:.1f} times "
+        f"(control run's median: {figures.control_median_us:.0f} us, {figures.packets} each)",
+        f"{_FIRST_PACKET_LIMIT:g} times",
+        figures.ratio <= _FIRST_PACKET_LIMIT,
+    )
+
+
+PARTS = {
+    "equal": equal,
+    "corpus": corpus,
+    "follow": follow,
+    "control": control,
+    "findings": findings,
+    "writer": writer,
+    "bench": bench,
+    "packet": packet,
+}
+
+if __name__ == "__main__":
+    sys.exit(show(__doc__, PARTS))

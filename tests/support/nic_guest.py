@@ -1,0 +1,147 @@
+"""Steering tests in a guest whose kernel has flower (Debian's own, under QEMU's emulation), on this machine's files.
+
+    build/venv/bin/python -m tests.support.nic_guest    # make check-flower
+
+The guest sees the whole file system, read-only, under an overlay in its memory; it has no network but what the tests
+make. The first time the kernel's package is downloaded (70 MB) into build/nic-guest, and not installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from upgrader.adapters import gate
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "nic-guest"
+TESTS = ["tests/integration/test_steering.py", "-k", "tc_u32 or flower"]
+LIMIT_S = 900
+_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")
+_INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /sbin /usr/bin /usr/sbin /host /rw /new
+/bin/busybox --install -s
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
+exec </dev/console >/dev/console 2>&1
+while read -r module; do insmod "/modules/$module" || echo "guest: $module was refused"; done </modules/order
+mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 host /host
+mount -t tmpfs tmpfs /rw && mkdir /rw/upper /rw/work
+mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work overlay /new
+mount -t tmpfs tmpfs /new/run && mkdir /new/run/netns
+mount -t proc proc /new/proc; mount -t sysfs sysfs /new/sys; mount -t devtmpfs devtmpfs /new/dev
+ip link set lo up
+cp /command /new/run/command
+chroot /new /bin/sh /run/command
+echo "guest-exit $?"
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the tests in the guest ended, and what it wrote on its console."""
+
+    code: int | None
+    passed: int
+    skipped: int
+    kernel: str
+    output: str
+
+    @property
+    def whole(self) -> bool:
+        return self.code == 0 and self.skipped == 0 and self.passed > 0
+
+
+def kernel() -> tuple[str, Path]:
+    """Release of Debian's standard kernel, and a folder with its package unpacked."""
+    depends = gate.run(["apt-cache", "depends", "linux-image-amd64"]).stdout
+    found = re.search(r"Depends: linux-image-(\S+)", depends)
+    if not found:
+        raise RuntimeError(f"apt knows no kernel for linux-image-amd64: {depends}")
+    release = found[1]
+    folder = CACHE / release
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        gate.run(["apt-get", "download", "-q", f"linux-image-{release}"], cwd=CACHE, timeout_s=600)
+        (package,) = CACHE.glob(f"linux-image-{release}_*.deb")
+        unpacked = CACHE / f".{release}"
+        gate.run(["dpkg-deb", "-x", str(package), str(unpacked)], timeout_s=120)
+        gate.run(["depmod", "-b", str(unpacked), release])
+        unpacked.rename(folder)
+        package.unlink()
+    return release, folder
+
+
+def initramfs(release: str, folder: Path, command: str) -> Path:
+    """Busybox, the modules with what they need, in order, and what to run."""
+    root = CACHE / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "bin").mkdir(parents=True)
+    (root / "modules").mkdir()
+    shutil.copy("/usr/bin/busybox", root / "bin/busybox")
+    order: list[str] = []
+    for module in _MODULES:
+        shown = gate.run(["modprobe", "-d", str(folder), "-S", release, "--show-depends", module]).stdout
+        for path in (Path(line.split()[1]) for line in shown.splitlines() if line.startswith("insmod")):
+            if path.name not in order:
+                order.append(path.name)
+                shutil.copy(path, root / "modules")
+    (root / "modules/order").write_text("".join(f"{name}\n" for name in order))
+    (root / "init").write_text(_INIT)
+    (root / "init").chmod(0o755)
+    (root / "command").write_text(command)
+    image = CACHE / "initramfs"
+    files = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
+    gate.run(["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0", "-O", str(image)], stdin=f".\n{files}\n", cwd=root)
+    return image
+
+
+def run_tests() -> Result:
+    """Boot, run the tests, power off. Takes two to four minutes under emulation."""
+    release, folder = kernel()
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp=/run/tests",
+        *TESTS,
+    ]
+    path = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+    image = initramfs(release, folder, f"{path}\ncd {ROOT}\n{gate.paste(pytest)}\n")
+    argv = [
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2", "-m", "1024"),
+        *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
+        *("-kernel", str(folder / f"boot/vmlinuz-{release}"), "-initrd", str(image)),
+        *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
+        *("-append", "console=ttyS0 quiet mitigations=off panic=-1"),
+    ]
+    output = gate.run(argv, timeout_s=LIMIT_S, check=False).stdout
+
+    def number(pattern: str) -> int | None:
+        found = re.search(pattern, output)
+        return int(found[1]) if found else None
+
+    passed, skipped = number(r"(\d+) passed") or 0, number(r"(\d+) skipped") or 0
+    return Result(number(r"guest-exit (\d+)"), passed, skipped, release, output)
+
+
+def main() -> int:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    result = run_tests()
+    sys.stderr.write(result.output)
+    print(f"kernel {result.kernel}: {result.passed} passed, {result.skipped} skipped, exit code {result.code}")
+    return 0 if result.whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

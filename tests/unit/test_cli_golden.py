@@ -1,0 +1,325 @@
+"""Every verb as a person sees it, on a terminal and off it, against tests/golden.
+
+After a change that is meant: `UPDATE_GOLDEN=1 build/venv/bin/python -m pytest -q tests/unit/test_cli_golden.py`, and read
+the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.support.operator import POLICY, Operator, readable, seen
+from tests.support.runs import Killed
+from upgrader.engine.control import Request
+from upgrader.sim.host import refused
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+Scene = Callable[[Operator], None]
+
+
+def fresh(_: Operator) -> None:
+    """A host on which nothing has been done."""
+
+
+def blocked(host: Operator) -> None:
+    """What stands against a run, in all three severities."""
+    world = host.sim.world
+    first = world.vms["vm0"]
+    world.vms["vm0"] = replace(first, ownership=None)
+    world.vms["guest[7]"] = replace(first, domain="guest[7]", socket=Path("/run/other.sock"))
+    bridge = replace(world.switch.bridges[0], controllers=("tcp:192.0.2.1:6653",))
+    world.switch = replace(world.switch, bridges=(bridge, *world.switch.bridges[1:]))
+
+
+def accepted(host: Operator) -> None:
+    """A blocking finding that is accepted is a warning."""
+    setup = host.sim.setup
+    slots = {n: replace(s, pmd_cpu_mask="0x6") for n, s in setup.slots.items()}
+    host.sim.setup = replace(setup, slots=slots)
+    host.config.write_text(host.config.read_text() + '[policy]\naccept = ["PMD_CORES_SHARED"]\n')
+
+
+def at(name: str, act: Callable[[Operator], BaseException | None]) -> Scene:
+    """A run in which something happens at one effect."""
+
+    def scene(host: Operator) -> None:
+        def fault(called: str, _: int) -> BaseException | None:
+            return act(host) if called == name else None
+
+        host.sim.world.fault = fault
+        with suppress(Killed):
+            host.sim.begin().forward()
+        disarm_world(host)
+
+    return scene
+
+
+def disarm_world(host: Operator) -> None:
+    host.sim.world.fault = lambda name, count: None
+
+
+def asks(request: Request) -> Callable[[Operator], None]:
+    return lambda host: host.sim.control.ask(request)
+
+
+def killed(_: Operator) -> BaseException:
+    return Killed()
+
+
+def fails(_: Operator) -> BaseException:
+    return refused("the new switch does not answer on /run/slot-b/ovs-vswitchd.ctl")
+
+
+def running(host: Operator) -> None:
+    at("switch vm1", killed)(host)
+    host.coordinator_runs(4711)
+
+
+dead = at("switch vm1", killed)
+
+
+def died(host: Operator) -> None:
+    """The coordinator was killed, and another one has started."""
+    dead(host)
+    host.sim.again()
+
+
+paused = at("switch vm1", asks(Request.PAUSE))
+aborted = at("switch vm1", asks(Request.BACK))
+stayed = at("switch vm1", asks(Request.STAY))
+restored = at("switch vm1", fails)
+
+
+def done(host: Operator) -> None:
+    host.sim.begin().forward()
+
+
+def kept(host: Operator) -> None:
+    host.sim.setup = replace(host.sim.setup, policy=replace(POLICY, keep_old=True))
+    done(host)
+
+
+def over_budget(host: Operator) -> None:
+    host.sim.setup = replace(host.sim.setup, policy=replace(POLICY, blackout_budget_us=700))
+    done(host)
+
+
+def halted(host: Operator) -> None:
+    host.sim.setup = replace(host.sim.setup, policy=replace(POLICY, on_failure="stay"))
+    restored(host)
+
+
+def stuck(host: Operator) -> None:
+    """Neither on nor back: the second VM's move fails, so does the first one's way back, and the new switch cannot be ended."""
+    world = host.sim.world
+    moves = 0
+
+    def fault(called: str, _: int) -> BaseException | None:
+        nonlocal moves
+        moves += called == "switch vm0"
+        return fails(host) if called == "switch vm1" or moves > 1 else None
+
+    world.fault = fault
+    host.sim.begin().forward()
+    disarm_world(host)
+
+
+def planned(host: Operator) -> None:
+    assert host.types("plan", "--out", "plan.json")[0] == 0
+
+
+def stale(host: Operator) -> None:
+    planned(host)
+    host.sim.world.pids["a"] = 1003
+    for name, vm in host.sim.world.vms.items():
+        host.sim.world.vms[name] = replace(vm, ownership=replace(vm.ownership, owner_pid=1003))  # type: ignore[type-var]
+
+
+def halted_with_a_plan(host: Operator) -> None:
+    planned(host)
+    halted(host)
+
+
+def several(host: Operator) -> None:
+    """A history: restored, then done, then one that stopped."""
+    restored(host)
+    done(host)
+    host.sim.setup = replace(host.sim.setup, policy=replace(POLICY, on_failure="stay"))
+    at("switch vm1", fails)(host)
+
+
+def no_plan(host: Operator) -> None:
+    (host.directory / "plan.json").write_text('{"id": 1}')
+
+
+def wrong_config(host: Operator) -> None:
+    text = host.config.read_text().replace('pf = "eth0"', 'port = 4789\nadapter = "magic"')
+    host.config.write_text(text.replace('"0x6"', '"6"'))
+
+
+def conf_d(host: Operator) -> None:
+    (host.directory / "conf.d").mkdir()
+    (host.directory / "conf.d/10-nic.toml").write_text("[nic]\nvxlan_port = 4790\n")
+    (host.directory / "conf.d/20-site.toml").write_text("[policy]\nsoak_s = -1\n")
+
+
+def conf_d_sound(host: Operator) -> None:
+    conf_d(host)
+    (host.directory / "conf.d/20-site.toml").write_text("[policy]\nsoak_s = 1\n")
+
+
+def two_slots_alike(host: Operator) -> None:
+    host.config.write_text(host.config.read_text().replace("/run/ovs-b", "/run/openvswitch"))
+
+
+def garbled_config(host: Operator) -> None:
+    host.config.write_text("[nic\n")
+
+
+def no_config(host: Operator) -> None:
+    host.config.unlink()
+
+
+def broken_journal(host: Operator) -> None:
+    (host.directory / "journal.db").write_bytes(b"no database at all" * 100)
+    for tail in ("-wal", "-shm"):
+        (host.directory / f"journal.db{tail}").unlink(missing_ok=True)
+
+
+def not_root(host: Operator) -> None:
+    host._patch.setattr("upgrader.cli.verbs.os.geteuid", lambda: 1000)
+
+
+#: name of the golden file, how the host came to be, VMs, what is typed
+CASES: tuple[tuple[str, Scene, int, str], ...] = (
+    ("check", fresh, 2, "check"),
+    ("check-blocked", blocked, 3, "check"),
+    ("check-accepted", accepted, 2, "check"),
+    ("check-json", blocked, 2, "check --json"),
+    ("check-1000", fresh, 1000, "check"),
+    ("plan", fresh, 2, "plan"),
+    ("plan-out", fresh, 2, "plan --out plan.json --keep-old --on-failure ask"),
+    ("plan-json", fresh, 2, "plan --json"),
+    ("plan-blocked", blocked, 2, "plan"),
+    ("plan-pending", fresh, 2, "plan --detailed-exitcode"),
+    ("plan-1000", fresh, 1000, "plan"),
+    ("dry-run", fresh, 2, "--host localhost --dry-run"),
+    ("run", planned, 2, "run plan.json --yes"),
+    ("run-json", planned, 1, "run plan.json --yes --json"),
+    ("run-200", planned, 200, "run plan.json --yes"),
+    ("short-way", fresh, 2, "--host localhost --yes"),
+    ("status-none", fresh, 2, "status"),
+    ("status-running", running, 3, "status"),
+    ("status-running-1000", running, 1000, "status"),
+    ("status-json", running, 2, "status --json"),
+    ("status-none-json", fresh, 2, "status --json"),
+    ("status-coordinator-dead", dead, 3, "status"),
+    ("status-coordinator-died", died, 3, "status"),
+    ("status-paused", paused, 3, "status"),
+    ("status-halted", halted, 3, "status"),
+    ("status-halted-on-request", stayed, 3, "status"),
+    ("status-over-budget", over_budget, 2, "status"),
+    ("status-done", done, 2, "status"),
+    ("status-done-kept", kept, 2, "status"),
+    ("status-restored", restored, 2, "status"),
+    ("status-restored-on-request", aborted, 2, "status"),
+    ("status-operator-needed", stuck, 2, "status"),
+    ("status-watch-done", done, 2, "status --watch"),
+    ("resume", paused, 3, "resume --yes"),
+    ("rollback", kept, 2, "rollback --yes"),
+    ("rollback-halted", halted, 2, "rollback --yes"),
+    ("history", several, 2, "history"),
+    ("history-none", fresh, 2, "history"),
+    ("history-json", several, 2, "history --json"),
+    ("report", done, 2, "report"),
+    ("report-json", done, 1, "report --json"),
+    ("report-restored", restored, 2, "report"),
+    ("report-over-budget", over_budget, 2, "report"),
+    ("report-200", done, 200, "report"),
+    ("config-show", fresh, 2, "config show"),
+    ("config-validate", fresh, 2, "config validate"),
+    ("config-validate-conf-d", conf_d_sound, 2, "config validate"),
+    ("refused-config-missing", no_config, 2, "status"),
+    ("refused-config-missing-json", no_config, 2, "status --json"),
+    ("refused-config-unreadable", garbled_config, 2, "config validate"),
+    ("refused-config-invalid", wrong_config, 2, "config validate"),
+    ("refused-config-two-slots", two_slots_alike, 2, "config validate"),
+    ("refused-config-conf-d", conf_d, 2, "config validate"),
+    ("refused-no-host", fresh, 2, ""),
+    ("refused-no-verb", fresh, 2, "upgrade"),
+    ("refused-no-option", fresh, 2, "status --colour"),
+    ("refused-no-option-json", fresh, 2, "status --colour --json"),
+    ("refused-no-shell", fresh, 2, "--show-completion tcsh"),
+    ("refused-no-argument", fresh, 2, "run"),
+    ("refused-option-of-the-short-way", planned, 2, "--dry-run run plan.json"),
+    ("refused-no-slot", fresh, 2, "--host localhost --restore c"),
+    ("refused-no-policy", fresh, 2, "plan --on-failure panic"),
+    ("refused-not-root", not_root, 2, "check"),
+    ("refused-not-confirmed", fresh, 2, "--host localhost"),
+    ("refused-blocked", blocked, 2, "--host localhost --yes"),
+    ("refused-no-plan-file", fresh, 2, "run plan.json --yes"),
+    ("refused-plan-unreadable", no_plan, 2, "run plan.json --yes"),
+    ("refused-plan-stale", stale, 2, "run plan.json --yes"),
+    ("refused-unfinished", halted_with_a_plan, 2, "run plan.json --yes"),
+    ("refused-nothing-to-resume", done, 2, "resume --yes"),
+    ("refused-nothing-to-roll-back", done, 2, "rollback --yes"),
+    ("refused-no-run-to-pause", done, 2, "pause"),
+    ("refused-no-run-to-abort", done, 2, "abort"),
+    ("refused-no-such-run", done, 2, "report 7"),
+    ("refused-unwritable", fresh, 2, "plan --out none/plan.json"),
+    ("refused-journal", broken_journal, 2, "status"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory whose path is as long wherever tests run: lines are broken by its length."""
+    with TemporaryDirectory(prefix="golden-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize(("name", "scene", "vms", "typed"), CASES, ids=[c[0] for c in CASES])
+def test_as_it_was(name: str, scene: Scene, vms: int, typed: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_the_host(number: int) -> Operator:
+        directory = place / str(number)
+        directory.mkdir()
+        host = Operator(directory, monkeypatch, vms)
+        scene(host)
+        return host
+
+    words = typed.split()
+    host = at_the_host(0)
+    only_looks = words[:1] in (["check"], ["status"], ["history"], ["report"])
+    code, out, err = host.types(*words)
+    assert "\x1b" not in out + err, "off a terminal there are no escape sequences"
+    on = [
+        (host if only_looks else at_the_host(number)).types_on_a_terminal(*words, colour=colour)
+        for number, colour in ((1, True), (2, False))
+    ]
+    assert {c for c, _ in on} == {code}
+    show = seen if "\x1b[?25l" in on[0][1] else readable  # a bar was drawn: what it left
+    text = f"$ upgrade {typed}\nexit {code}\n"
+    for title, part in (
+        ("stdout", out),
+        ("stderr", err),
+        ("on a terminal", show(on[0][1])),
+        ("on a terminal, NO_COLOR", show(on[1][1])),
+    ):
+        text += f"\n----- {title}\n{part}"
+    for number in range(3):
+        text = text.replace(str(place / str(number)), "/etc/ovs-upgrade")
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_no_golden_without_a_case() -> None:
+    assert {p.stem for p in GOLDEN.glob("*.txt")} == {c[0] for c in CASES}
