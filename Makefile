@@ -8,11 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-fleet lint-ansible check-qemu clean
-=======
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication check-flower check-qemu clean
->>>>>>> main
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-fleet lint-ansible check-flower check-qemu clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

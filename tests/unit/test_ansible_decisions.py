@@ -181,12 +181,12 @@ def finding_codes() -> set[str]:
     """Every code that a finding of the coordinator's can have: the first argument of what makes one."""
     found = set()
     core = Path(findings.__file__).parent
-    for name in ("findings.py", "steering.py", "plan.py"):
+    for name in sorted(p.name for p in core.glob("*.py")):
         for node in ast.walk(ast.parse((core / name).read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id in ("Finding", "_blocking")
+                and node.func.id in ("Finding", "blocking", "_blocking")
                 and isinstance(node.args[0], ast.Constant)
             ):
                 found.add(str(node.args[0].value))
