@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover check-flower check-qemu clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-qemu clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,7 +27,7 @@ HOST_PACKAGES := python3-venv python3-dev pkg-config gcc libc6-dev libvirt-dev l
 
 $(VENV)/.ready: pyproject.toml $(BUILD)/.packages
 	/usr/bin/python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check --retries 10 -e '.[dev]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check --retries 10 -e '.[dev,fleet]'
 	@touch $@
 
 venv: $(VENV)/.ready ## the coordinator and its tools in build/venv
@@ -40,6 +40,9 @@ demo: stack ## the main job: build, lab up, upgrade a -> b -> a under traffic, s
 
 lint: venv ## ruff, mypy --strict, import contract
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+lint-ansible: venv ## ansible-lint, production profile, and the playbooks' syntax
+	$(PY) -m tests.support.collection lint
 
 unit: venv ## tests that need neither root nor the stack
 	$(PY) -m pytest -q tests/unit tests/contract
@@ -70,6 +73,9 @@ show-steering: venv ## all that steering must show; PARTS="contract flower encod
 
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills" KILLS=20 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
+
+show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet install checks"
+	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

@@ -19,6 +19,7 @@ from upgrader.engine.lock import holder
 from upgrader.sim.stored import StoredWorld
 
 DEADLINE_S = 90.0  # a machine that many share
+POLICY = ("soak_s", "canary_check_s", "on_failure", "keep_old", "blackout_budget_us")
 
 
 class SimHost:
@@ -35,7 +36,7 @@ class SimHost:
         policy = {"soak_s": 0.3, "canary_check_s": 0.1}
         keys = {"state": str(self.state), "vms": 3, "effect_s": 0.01}
         for key, value in simulated.items():
-            (policy if key in ("soak_s", "canary_check_s", "on_failure", "keep_old") else keys)[key] = value  # type: ignore[assignment]
+            (policy if key in POLICY else keys)[key] = value  # type: ignore[assignment]
         lines = ["[simulated]", *_toml(keys), "[policy]", *_toml(policy)]
         self.config.write_text("\n".join(lines) + "\n")
 

@@ -1,0 +1,71 @@
+"""What there is of the fleet's tools, run for real: a line an item with figure and limit, non-zero if one falls short.
+
+make show-fleet                  # all of it, 2 to 4 minutes
+make show-fleet PARTS="fleet"    # some of it
+
+Hosts are simulated ones; the command, daemon and journal on each, Ansible and its playbooks are real.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.show.items import Item, show, tested
+from tests.support.collection import NAME, SOURCE, environment, lint
+from upgrader.adapters import gate
+
+FLEET_LIMIT_S = 120
+
+
+def modules() -> Iterator[Item]:
+    """Every exit code of the command, check mode, idempotence; what is decided without a host."""
+    yield from tested("tests/ansible/test_modules.py")
+    yield from tested("tests/unit/test_ansible_decisions.py")
+
+
+def fleet() -> Iterator[Item]:
+    """Six hosts: two fail on purpose, the rest is untouched, a second run finishes, all go back."""
+    began = time.monotonic()
+    yield from tested("tests/ansible/test_fleet.py")
+    took_s = time.monotonic() - began
+    yield Item("the fleet's tests", f"{took_s:.0f} s", f"{FLEET_LIMIT_S} s", took_s < FLEET_LIMIT_S)
+
+
+def install() -> Iterator[Item]:
+    """The role `install`, into a folder."""
+    yield from tested("tests/ansible/test_install.py")
+
+
+def checks() -> Iterator[Item]:
+    """ansible-lint, what ansible-doc makes of the modules, and a tarball that Ansible accepts."""
+    with tempfile.TemporaryDirectory(prefix="show-") as name:
+        folder = Path(name)
+        code = lint(folder)
+        yield Item("ansible-lint (production profile) and --syntax-check", f"exit code {code}", "0", code == 0)
+        around = environment(folder)
+        for module in sorted(p.stem for p in (SOURCE / "plugins" / "modules").glob("*.py")):
+            done = gate.run(["ansible-doc", f"{NAME}.{module}"], env=around, check=False, timeout_s=60)
+            heads = [h for h in ("OPTIONS", "EXAMPLES", "RETURN VALUES") if h in done.stdout]
+            yield Item(f"ansible-doc {module}", ", ".join(heads), "options, examples, return values", len(heads) == 3)
+        build = ["ansible-galaxy", "collection", "build", str(SOURCE), "--output-path", name]
+        done = gate.run(build, env=around, check=False, timeout_s=60)
+        made = [p.name for p in folder.glob("*.tar.gz")]
+        yield Item(
+            "ansible-galaxy collection build", ", ".join(made) or done.stderr[-300:], "one tarball", len(made) == 1
+        )
+
+
+PARTS: dict[str, Callable[[], Iterator[Item]]] = {
+    "modules": modules,
+    "fleet": fleet,
+    "install": install,
+    "checks": checks,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(show(__doc__, PARTS))

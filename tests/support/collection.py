@@ -1,0 +1,161 @@
+"""The collection in ansible/, where Ansible finds it by name; its modules and playbooks run as Ansible runs them.
+
+python -m tests.support.collection lint     # ansible-lint, production profile, and every playbook's syntax
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "ansible"
+NAME = "ovs.hot_upgrade"
+PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "status")
+_BIN = Path(sys.executable).parent
+
+
+def installed_in(folder: Path) -> Path:
+    """A path of collections in which ours is the one in the source."""
+    at = folder / "collections" / "ansible_collections" / Path(*NAME.split("."))
+    at.parent.mkdir(parents=True, exist_ok=True)
+    if not at.is_symlink():
+        at.symlink_to(SOURCE)
+    return folder / "collections"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For Ansible, with whatever it writes in `folder`, and no settings of this machine's."""
+    settings = folder / "ansible.cfg"
+    settings.write_text("[defaults]\n")
+    return {
+        **os.environ,
+        "ANSIBLE_COLLECTIONS_PATH": str(installed_in(folder)),
+        "ANSIBLE_HOME": str(folder / "ansible"),
+        "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
+        "ANSIBLE_REMOTE_TEMP": str(folder / "tmp"),
+        "ANSIBLE_CONFIG": str(settings),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_PIPELINING": "1",
+        "PATH": f"{_BIN}:{os.environ['PATH']}",
+    }
+
+
+@dataclass
+class Collection:
+    """In a folder of its own."""
+
+    folder: Path
+
+    def start(self, module: str, *, check: bool = False, **parameters: Any) -> subprocess.Popen[str]:
+        """A module, with its arguments as Ansible hands them over: JSON, on stdin."""
+        given = {**parameters, "_ansible_check_mode": check, "_ansible_diff": True}
+        paths = f"{installed_in(self.folder)}:{ROOT}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, f"ansible_collections.{NAME}.plugins.modules.{module}"],
+            env={**environment(self.folder), "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def module(self, module: str, *, check: bool = False, **parameters: Any) -> dict[str, Any]:
+        """The same, to its end: its result."""
+        return result(self.start(module, check=check, **parameters))
+
+
+# Ansible's own wrapper names the serialization profile, too; what a module is told and prints is the same
+_RUN = """
+import importlib, sys
+from ansible.module_utils import basic
+basic._ANSIBLE_PROFILE = "legacy"
+module = importlib.import_module(sys.argv[1])
+sys.argv[1:] = []
+module.main()
+"""
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a module printed; its exit code has to say the same."""
+    out, err = process.communicate(timeout=120)
+    assert out, err
+    found: dict[str, Any] = json.loads(out)
+    assert process.returncode == (1 if found.get("failed") else 0)
+    return found
+
+
+@dataclass
+class Fleet:
+    """An inventory of local connections, each with the configuration of a host of its own."""
+
+    folder: Path
+    hosts: dict[str, Path]
+    variables: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "report" / "report.json").read_text())
+        return found
+
+    def kinds(self) -> dict[str, str]:
+        """How each host ended, by the report."""
+        return {h["host"]: h["kind"] for h in self.report["hosts"]}
+
+    def play(self, playbook: str, *arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        inventory = {
+            "all": {
+                "vars": {
+                    "ansible_connection": "local",
+                    "ansible_python_interpreter": sys.executable,
+                    "rollout_become": False,
+                    "rollout_executable": str(_BIN / "upgrade"),
+                    "rollout_report_dir": str(self.folder / "report"),
+                },
+                "hosts": {name: {"rollout_config": str(config)} for name, config in self.hosts.items()},
+            }
+        }
+        file = self.folder / "inventory.json"
+        file.write_text(json.dumps(inventory))
+        extra = json.dumps({**self.variables, **variables})
+        return subprocess.run(
+            [str(_BIN / "ansible-playbook"), "-i", str(file), f"{NAME}.{playbook}", "-e", extra, *arguments],
+            env=environment(self.folder),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+
+def lint(folder: Path) -> int:
+    """Exit code of the first of them that is not content."""
+    around = environment(folder)
+    files = [str(SOURCE / "playbooks" / f"{name}.yml") for name in PLAYBOOKS]
+    for argv in (
+        [str(_BIN / "ansible-playbook"), "--syntax-check", "-i", "localhost,", *files],
+        [str(_BIN / "ansible-lint"), "--offline", "--profile", "production", "--strict", "--nocolor"],
+    ):
+        done = subprocess.run(argv, env=around, cwd=SOURCE, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    assert sys.argv[1:] == ["lint"], __doc__
+    with tempfile.TemporaryDirectory(prefix="collection-") as name:
+        sys.exit(lint(Path(name)))
