@@ -10,6 +10,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -108,8 +109,7 @@ class Guard:
         with self._lock:
             taken, self._taken = self._taken, None
         if taken:
-            self._tell(Protection.TAKING_OVER)
-            return taken
+            return self._record(taken)
         setup = self._coordinator.setup()
         past = takeover.history(self._coordinator.journal.headings(_RUNS), setup.host.clock.now_ns())
         if past.state is Protection.ARMED and past.run_id is not None:
@@ -142,7 +142,7 @@ class Guard:
                 self._act(armed)
                 with self._lock:
                     taken, self._taken = self._taken, None
-                return taken
+                return self._record(taken) if taken else None
             case Action.ARM:
                 return self._arm(setup, f"the standby, slot {target}, has died")
             case Action.SHOUT:
@@ -150,6 +150,12 @@ class Guard:
             case Action.NOTHING:
                 self._tell(Protection.STALE, 'takeover.policy is "off": the standby is not kept', "upgrade disarm")
         return None
+
+    def _record(self, taken: Taken) -> Taken:
+        """The next standby need not wait: the storm guard counts takeovers, the pause is for attempts that fail."""
+        self._not_before_s = 0.0
+        self._tell(Protection.TAKING_OVER)
+        return taken
 
     def _look_exposed(self, setup: Setup, recent: int) -> Todo:
         runs = {n: setup.host.processes.status(s).vswitchd_pid is not None for n, s in setup.slots.items()}
@@ -313,6 +319,8 @@ class _Watch:
 
     def _wait(self) -> None:
         try:
+            with suppress(OSError):  # it sleeps but for a takeover, which must not wait behind a busy machine
+                os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
             readable, _, _ = select.select([self._handle, self._told], [], [])
             if self._handle in readable and not self._stopped.is_set():
                 self._then()
