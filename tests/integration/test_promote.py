@@ -128,7 +128,7 @@ def setup(folder: Path, *, adopted: bool, start: Starter = start_in) -> Iterator
         facts = gather("h1", {"a": a, "b": b}, host, vni_key="vni", adapter="sim")
         assert (facts.active, facts.control, facts.control_problem) == ("a", "a", None)
         plan = planning.upgrade(facts, host.steering.capabilities())
-        yield Scene(Context(host, plan, a, b, 20_000), directory)
+        yield Scene(Context(host, plan, a, b), directory)
 
 
 def unreachable_links(directory: Path) -> list[str]:

@@ -10,11 +10,13 @@ _UNITS = Path("/run/systemd/system")  # units of the running system, gone with i
 _FILE = "90-hot-upgrade.conf"
 _LEAVE_ALONE = """\
 # Written by ovs-hot-upgrade, gone with the next boot. The unit's commands go by the well-known pid file, which is that
-# of another switch now: a stop would end the switch that serves the VMs, a start would bring a second one.
+# of another switch now: a stop would end the switch that serves the VMs, a start would bring a second one, and systemd
+# removes a service's pid file when that has ended.
 [Unit]
 RefuseManualStart=yes
 RefuseManualStop=yes
 [Service]
+PIDFile=
 ExecStop=
 ExecStopPost=
 Restart=no
