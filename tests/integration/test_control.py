@@ -70,6 +70,9 @@ def test_control_moves_with_one_reconnect_and_no_lost_change_and_back(
                           "br-int", "external_ids:moved=yes"])  # fmt: skip
     try:
         eventually(lambda: controller.last("taken") > 50 and client.last("committed") > 50, "both to write")
+        # OVS writes who is connected every five seconds
+        led_by = f"tcp:10.99.0.1:{PORT}"
+        eventually(lambda: led_by in context.host.database.control(a).connected, "the status of the controller")
         carry_out(context, StepKind.REPLICATE)
         carry_out(context, StepKind.PROVE)
         assert vsctl(b, "get-controller", "br-int").strip() == f"unix:{b.rundir}/br-int.standby"
