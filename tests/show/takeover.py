@@ -74,7 +74,7 @@ def simulated() -> Iterator[Item]:
 
 def tests() -> Iterator[Item]:
     """By hand, by itself, with the daemon dead, refused."""
-    yield from tested("tests/integration/test_takeover.py")
+    yield from tested("tests/integration/lab_takeover.py")
 
 
 def kills() -> Iterator[Item]:
