@@ -1,6 +1,6 @@
 """What there is of the fleet's tools, run for real: a line an item with figure and limit, non-zero if one falls short.
 
-make show-fleet                  # all of it, 2 to 4 minutes
+make show-fleet                  # all of it
 make show-fleet PARTS="fleet"    # some of it
 
 Hosts are simulated ones; the command, daemon and journal on each, Ansible and its playbooks are real.
