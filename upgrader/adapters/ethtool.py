@@ -90,7 +90,6 @@ class Ethtool:
             detour=detour,
             # in the window of a detour the rules are the catch's, and memory is their limit
             capacity=None if detour else i40e.capacity(flavour, size, tuple(r for r in rules if not self._is_ours(r))),
-            needs_vf_attributes=True,
             unproven=None
             if flavour is Flavour.OUT_OF_TREE
             else i40e.UNPROVEN.format(flavour=flavour, version=driver.version),

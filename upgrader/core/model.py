@@ -356,7 +356,6 @@ class SteeringCapabilities:
     hardware             the NIC steers, not this machine's CPUs
     detour               while a window is open the overlay passes this machine's CPUs, on a NIC that steers otherwise
     capacity             rules we may have at once, None where memory is the only limit
-    needs_vf_attributes  VFs are prepared (trust, spoof check, link state) before a switch opens them
     unproven             why overlay traffic may not arrive at a VF at all, None where that was shown to work
     """
 
@@ -367,7 +366,6 @@ class SteeringCapabilities:
     hardware: bool = False
     detour: bool = False
     capacity: int | None = None
-    needs_vf_attributes: bool = False
     unproven: str | None = None
 
 

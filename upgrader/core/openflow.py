@@ -200,11 +200,6 @@ def using(flows: Iterable[str], tlvs: Iterable[str]) -> tuple[str, ...]:
     return tuple(f for f in flows if any(field.search(f) for field in fields))
 
 
-def forwards_by_address(flows: Iterable[str], fail_mode: str | None) -> bool:
-    """Whether the bridge forwards by what it learned (NORMAL), by a flow or as a switch without a controller."""
-    return fail_mode != "secure" or any("NORMAL" in f for f in flows)
-
-
 def summary(lines: Iterable[str]) -> dict[str, int]:
     """How many lines of a bundle do what: ``{"flow add": 3}``."""
     return dict(Counter(" ".join(line.split(" ", 2)[:2]) for line in lines))
