@@ -23,7 +23,7 @@ _LONGEST_RUNDIR = 107 - len("/vhost/") - 15 - len(".sock")  # an interface's nam
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built once, when it is read
 
 
 class SlotConfig(_Section):

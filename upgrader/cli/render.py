@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 
@@ -19,7 +20,7 @@ from upgrader.core.journal import Event, EventKind, Heading, Recorded, RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
 from upgrader.core.model import SLOTS, HostFacts
 from upgrader.core.plan import Plan
-from upgrader.core.report import RunReport, detail, vm_moves
+from upgrader.core.report import Ending, RunReport, detail, vm_moves
 
 _COLOUR = {Severity.BLOCKING: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _STATE_COLOUR = {
@@ -178,7 +179,7 @@ def show_status(
     console: Console,
     view: RunView | None,
     facts: Recorded | None,
-    report: RunReport | None,
+    end: Ending | None,
     coordinator: int | None,
     typed: Callable[[str], str] = str,
 ) -> None:
@@ -186,7 +187,7 @@ def show_status(
 
     `typed`: a command of ours as this person has to type it.
     """
-    if view is None or facts is None or report is None:
+    if view is None or facts is None or end is None:
         _say(console, "no run is recorded on this host")
         _say(console, f"  next:  {escape(typed('upgrade --host localhost --dry-run'))}", whole=True)
         return
@@ -198,7 +199,7 @@ def show_status(
         f"run {head.run_id} on {escape(head.host)}: [{_STATE_COLOUR[view.state]}]{view.state}[/]{who}, "
         f"slot {head.source} -> {head.target}, "
         f"OVS {head.from_version or 'none'} -> {head.to_version or 'none'}, begun {_ago(head.started_at_ns)}"
-        + ("" if active else f", took {report.took_s:.1f} s"),
+        + ("" if active else f", took {end.took_s:.1f} s"),
     )
     where = Counter(slot for slot in facts.rings.values())
     rings = ", ".join(f"{where[s]} at slot {s}" for s in SLOTS if where[s]) + (
@@ -214,7 +215,7 @@ def show_status(
         on_or_back = typed("upgrade resume   (on), or: upgrade rollback   (back)")
         _say(console, f"  next:  {escape(on_or_back)}", whole=True)
         return
-    _show_next(console, report)
+    _show_next(console, replace(end, next=typed(end.next)) if end.next else end)
 
 
 def _steps(view: RunView, *, active: bool) -> str:
@@ -252,8 +253,8 @@ def _show_vms(console: Console, view: RunView) -> None:
         console.print(table)
 
 
-def _show_next(console: Console, report: RunReport) -> None:
-    for word, text in (("why:  ", report.error), ("state:", report.state), ("next: ", report.next)):
+def _show_next(console: Console, end: Ending | RunReport) -> None:
+    for word, text in (("why:  ", end.error), ("state:", end.state), ("next: ", end.next)):
         if text:
             _say(console, f"  {word} {escape(text)}", whole=word == "next: ")
 

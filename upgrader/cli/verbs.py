@@ -144,7 +144,7 @@ def status(
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
     from upgrader.cli import protection, render
     from upgrader.core.journal import recorded
-    from upgrader.core.report import report
+    from upgrader.core.report import ending
     from upgrader.engine.lock import holder
 
     settings, journal = _journal(of(context))
@@ -160,8 +160,8 @@ def status(
 
         documents.show(documents.status_document(view, pid, protection.standing(settings, journal)))
         return
-    told = _for_the_person(of(context), report(view)) if view else None
-    render.show_status(out, view, recorded(view) if view else None, told, pid, of(context).command)
+    end = ending(view) if view else None
+    render.show_status(out, view, recorded(view) if view else None, end, pid, of(context).command)
     protection.show(out, protection.standing(settings, journal))
 
 

@@ -89,6 +89,9 @@ class StepView:
     took_s: float = 0.0
 
 
+_PENDING = StepView()
+
+
 @dataclass(frozen=True, slots=True)
 class RunView:
     """A run as far as the journal knows it: its state, that of each step, and the last error that was seen."""
@@ -169,7 +172,7 @@ def begin(head: Heading) -> RunView:
     for place, line in enumerate(head.steps):
         if line.vm is not None:
             places[line.vm] = (*places.get(line.vm, ()), place)
-    return RunView(head, RunState.PAUSED, tuple(StepView() for _ in head.steps), (), places)
+    return RunView(head, RunState.PAUSED, (_PENDING,) * len(head.steps), (), places)
 
 
 def fold(head: Heading, events: Iterable[Event]) -> RunView:
@@ -235,7 +238,7 @@ def _step_after(old: StepView, event: Event) -> StepView:
 def _vm_state(view: RunView, vm: str) -> VmState:
     """From the states of the steps that concern it."""
     mine = {view.heading.steps[place].kind: view.steps[place] for place in view.places[vm]}
-    attach, move = mine.get("attach-standby", StepView()), mine.get("move-vm", StepView())
+    attach, move = mine.get("attach-standby", _PENDING), mine.get("move-vm", _PENDING)
     if "gone" in move.data and move.state is StepState.DONE:
         return VmState.GONE
     if move.state is StepState.DONE:

@@ -52,8 +52,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """What a run came to so far; `error`, `state` and `next` as in `UpgradeError`, None when done."""
+
+    took_s: float
+    error: str | None
+    state: str | None
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run as its journal tells it. `error`, `state` and `next` as in `UpgradeError`, None when done.
+    """One run as its journal tells it. `error`, `state` and `next` as in `Ending`.
 
     outcome   `running` and `undoing` while it goes on
     reason    of the outcome: the code of an error, ASKED for a person's request, empty for the end of the plan
@@ -83,8 +93,20 @@ class RunReport:
         return 0 if self.outcome is RunState.RESTORED else sum(-1 if m.undone else 1 for m in self.moves)
 
 
-def report(view: RunView) -> RunReport:
+def ending(view: RunView) -> Ending:
     """From the journal, and nothing else."""
+    error = view.error if view.state is not RunState.DONE else None
+    state, then = _what_next(view)
+    return Ending(
+        took_s=round((view.ended_at_ns - view.heading.started_at_ns) / 1e9, 3),
+        error=f"{error['code']}: {error['what']}" if error else _WORDS.get(view.reason),
+        state=state,
+        next=then,
+    )
+
+
+def report(view: RunView) -> RunReport:
+    """The ending, and every step and hand-over before it."""
     head = view.heading
     shown = [
         StepRecord(line.title, step.state, step.took_s, detail(step.data) if step.state is StepState.DONE else "")
@@ -96,8 +118,7 @@ def report(view: RunView) -> RunReport:
         if event.kind in (EventKind.OUTCOME, EventKind.UNDONE)
         for move in vm_moves(event.data)
     ]
-    error = view.error if view.state is not RunState.DONE else None
-    state, then = _what_next(view)
+    end = ending(view)
     return RunReport(
         run_id=head.run_id,
         plan_id=head.plan_id,
@@ -110,12 +131,12 @@ def report(view: RunView) -> RunReport:
         outcome=view.state,
         reason=view.reason,
         started_at_ns=head.started_at_ns,
-        took_s=round((view.ended_at_ns - head.started_at_ns) / 1e9, 3),
+        took_s=end.took_s,
         moves=tuple(moves),
         steps=tuple(shown),
-        error=f"{error['code']}: {error['what']}" if error else _WORDS.get(view.reason),
-        state=state,
-        next=then,
+        error=end.error,
+        state=end.state,
+        next=end.next,
     )
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
-
 from upgrader.core.errors import HostError, UpgradeError
 from upgrader.daemon.protocol import RemoteError, Stream, encode, read
 
@@ -84,6 +82,9 @@ def ensure(path: Path, config: Path) -> Client:
 
     Raises what it says when it cannot start: LockedError's exit code where another one holds the host.
     """
+    # late: who only asks one that runs has no use for it
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed  # noqa: PLC0415
+
     # one that lingered may be about to end: it answers no more, and holds the host for a moment yet
     for attempt in Retrying(
         retry=retry_if_exception(_may_pass), stop=stop_after_delay(_TAKEOVER_S), wait=wait_fixed(0.05), reraise=True
