@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -14,10 +18,11 @@ from typing import Any
 import pyte
 import pytest
 from rich.console import Console
+from structlog.testing import capture_logs
 
 from tests.support.runs import SimRun, sim_run
 from upgrader import wiring
-from upgrader.adapters.journal import SqliteJournal
+from upgrader.adapters.journal import SqliteJournal, plan_to_json
 from upgrader.cli import app, render, verbs
 from upgrader.core.errors import UpgradeError
 from upgrader.core.plan import Policy
@@ -30,6 +35,8 @@ EPOCH_S = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC: when the simulated clock b
 POLICY = Policy(soak_s=0.4, canary_check_s=0.2)
 WIDTH = 100  # of the terminal
 _LINES = 400
+_LONGEST_S = 20.0
+_SEEN_S = 0.5  # several times as long as a command waits before it looks at the journal again
 
 CONFIG = """\
 [host]
@@ -76,7 +83,9 @@ class Operator:
         self.sim.again()
         self.sim.world.next_pid = 5000
         patch.setattr(wiring, "setup", lambda settings: replace(self.sim.setup, accept=settings.policy.accept))
-        patch.setattr(verbs, "_daemon", lambda options: InProcess(self.sim))
+        self.runner: Runner | None = None
+        self.let_go = threading.Event()  # what a run that `daemon_runs` waits for
+        patch.setattr(verbs, "_daemon", lambda options: self.client())
         patch.setattr(render.time, "time", lambda: self.sim.world.now + 42)
         self.coordinator_runs(None)
         patch.setattr(daemon_client, "connect", lambda path: None)
@@ -84,14 +93,53 @@ class Operator:
     def coordinator_runs(self, pid: int | None) -> None:
         self._patch.setattr("upgrader.engine.lock.holder", lambda path: pid)
 
-    def daemon_runs(self) -> None:
-        """`pause` and `abort` find a daemon."""
-        self._patch.setattr(daemon_client, "connect", lambda path: InProcess(self.sim))
+    def client(self) -> InProcess:
+        """Of the run that is under way, else of whoever is the coordinator now."""
+        if self.runner is None or not self.runner.busy:
+            self.runner = Runner(self.sim.coordinator)
+        return InProcess(self.runner, self.let_go)
+
+    def daemon_runs(self, call: str) -> None:
+        """A run that another command began is under way, and waits at this effect until it is asked to stop."""
+
+        there = threading.Event()
+
+        def wait(called: str, _: int) -> None:
+            if called == call:
+                there.set()
+                assert self.let_go.wait(_LONGEST_S), "nobody asked the run to stop"
+
+        self.sim.world.fault = wait
+        self._patch.setattr(daemon_client, "connect", lambda path: self.client())
+        plan = self.sim.plan()
+        client = self.client()
+        client.waits = False
+        client.call("run", plan=plan_to_json(plan))
+        assert there.wait(_LONGEST_S), f"the run has no effect {call}"
+        self.coordinator_runs(4711)
+
+    def interrupts(self, call: str) -> None:
+        """Ctrl-C while this effect is under way."""
+
+        def strike(called: str, _: int) -> None:
+            if called == call and not self.let_go.is_set():
+                time.sleep(_SEEN_S)  # what was done before is on the screen
+                os.kill(os.getpid(), signal.SIGINT)
+                assert self.let_go.wait(_LONGEST_S), "Ctrl-C did not ask the run to stop"
+
+        self.sim.world.fault = strike
+        self._patch.setattr(InProcess, "waits", False)
+
+    def ends(self) -> None:
+        """Whatever is under way comes to its end."""
+        self.let_go.set()
+        if self.runner is not None:
+            self.runner.join(_LONGEST_S)
 
     def types(self, *words: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, off a terminal."""
         out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err), self._sane():
+        with redirect_stdout(out), redirect_stderr(err), self._sane(), capture_logs():
             code = app._main(list(words))
         return code, out.getvalue(), err.getvalue()
 
@@ -106,7 +154,8 @@ class Operator:
             )  # fmt: skip
             return one, one
 
-        with redirect_stdout(screen), redirect_stderr(screen), self._sane(), self._patch.context() as patch:
+        out, err = redirect_stdout(screen), redirect_stderr(screen)
+        with out, err, self._sane(), capture_logs(), self._patch.context() as patch:
             patch.setattr(verbs, "consoles", terminals)
             patch.setattr(app, "consoles", terminals)
             code = app._main(list(words))
@@ -116,20 +165,25 @@ class Operator:
     def _sane(self) -> Iterator[None]:
         with self._patch.context() as patch:
             patch.setattr(sys, "argv", ["upgrade"])
+            patch.setattr("upgrader.cli.logs.set_up", lambda **_: None)  # a run's log is its daemon's, on no screen
             yield
 
 
 class InProcess(daemon_client.Client):
-    """The daemon's `Runner` without a socket; a run has come to its end before the call returns."""
+    """The daemon's `Runner` without a socket; a run has come to its end before the call returns, if it `waits`."""
 
-    def __init__(self, sim: SimRun) -> None:
-        self._runner = Runner(sim.coordinator)
+    waits = True
+
+    def __init__(self, runner: Runner, asked: threading.Event) -> None:
+        self._runner = runner
+        self._asked = asked
 
     def close(self) -> None:
         pass
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         methods: dict[str, Callable[[], Any]] = {
+            "ping": lambda: {"busy": self._runner.busy},
             "run": lambda: self._runner.begin(params["plan"]),
             "resume": self._runner.resume,
             "rollback": self._runner.rollback,
@@ -139,7 +193,10 @@ class InProcess(daemon_client.Client):
             started = methods[method]()
         except UpgradeError as error:
             raise RemoteError(error_fields(error)) from error
-        self._runner.join()
+        if method == "ask":
+            self._asked.set()
+        if self.waits and method != "ping":
+            self._runner.join(_LONGEST_S)
         return json.loads(json.dumps(started))  # as it comes over a socket
 
     def alive(self, wait_s: float = 0.0) -> bool:

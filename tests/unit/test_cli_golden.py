@@ -131,6 +131,71 @@ def stuck(host: Operator) -> None:
     disarm_world(host)
 
 
+def at_work(host: Operator) -> None:
+    """Another command's run is under way."""
+    planned(host)
+    host.daemon_runs("switch vm1")
+
+
+def interrupted(host: Operator) -> None:
+    planned(host)
+    host.interrupts("switch vm1")
+
+
+def will(name: str, act: Callable[[Operator], BaseException | None], before: Scene) -> Scene:
+    """As `before`, and then something happens at one effect."""
+
+    def scene(host: Operator) -> None:
+        before(host)
+        host.sim.world.fault = lambda called, _: act(host) if called == name else None
+
+    return scene
+
+
+def will_stay(host: Operator) -> None:
+    host.sim.setup = replace(host.sim.setup, policy=replace(POLICY, on_failure="stay"))
+    will("switch vm1", fails, planned)(host)
+
+
+def will_be_stuck(host: Operator) -> None:
+    """As `stuck`, and it is still to come."""
+    planned(host)
+    moves = 0
+
+    def fault(called: str, _: int) -> BaseException | None:
+        nonlocal moves
+        moves += called == "switch vm0"
+        return fails(host) if called == "switch vm1" or moves > 1 else None
+
+    host.sim.world.fault = fault
+
+
+def will_not_go_back(host: Operator) -> None:
+    """A run whose old switch is kept; nothing of the new one can be had any more once a VM is to leave it."""
+    kept(host)
+    lost = False
+
+    def fault(called: str, _: int) -> BaseException | None:
+        nonlocal lost
+        lost = lost or called == "switch vm1"
+        return fails(host) if lost else None
+
+    host.sim.world.fault = fault
+
+
+def ended_too_far(host: Operator) -> None:
+    """Its coordinator was killed when the old switch had been ended already."""
+
+    def fault(_called: str, _: int) -> BaseException | None:
+        return Killed() if host.sim.world.pids["a"] is None else None
+
+    host.sim.world.fault = fault
+    with suppress(Killed):
+        host.sim.begin().forward()
+    disarm_world(host)
+    host.sim.again()
+
+
 def planned(host: Operator) -> None:
     assert host.types("plan", "--out", "plan.json")[0] == 0
 
@@ -232,8 +297,23 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("status-restored-on-request", aborted, 2, "status"),
     ("status-operator-needed", stuck, 2, "status"),
     ("status-watch-done", done, 2, "status --watch"),
+    ("run-fails", will("switch vm1", fails, planned), 2, "run plan.json --yes"),
+    ("run-stays", will_stay, 2, "run plan.json --yes"),
+    ("run-stuck", will_be_stuck, 2, "run plan.json --yes"),
+    ("run-interrupted", interrupted, 2, "run plan.json --yes"),
+    ("pause", at_work, 3, "pause"),
+    ("pause-json", at_work, 2, "pause --json"),
+    ("abort", at_work, 3, "abort"),
+    ("abort-stay", at_work, 3, "abort --stay"),
     ("resume", paused, 3, "resume --yes"),
+    ("resume-died", died, 3, "resume --yes"),
+    ("resume-fails", will("switch vm2", fails, paused), 3, "resume --yes"),
+    ("resume-fails-json", will("switch vm2", fails, paused), 3, "resume --yes --json"),
     ("rollback", kept, 2, "rollback --yes"),
+    ("rollback-killed-switch", will("switch vm0", fails, kept), 2, "rollback --yes"),
+    ("rollback-stuck", will_not_go_back, 2, "rollback --yes"),
+    ("rollback-died", died, 3, "rollback --yes"),
+    ("rollback-too-late", ended_too_far, 2, "rollback --yes"),
     ("rollback-halted", halted, 2, "rollback --yes"),
     ("history", several, 2, "history"),
     ("history-none", fresh, 2, "history"),
@@ -267,6 +347,10 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("refused-no-plan-file", fresh, 2, "run plan.json --yes"),
     ("refused-plan-unreadable", no_plan, 2, "run plan.json --yes"),
     ("refused-plan-stale", stale, 2, "run plan.json --yes"),
+    ("refused-busy", at_work, 2, "run plan.json --yes"),
+    ("refused-busy-json", at_work, 2, "run plan.json --yes --json"),
+    ("refused-busy-short-way", at_work, 2, "--host localhost --yes"),
+    ("refused-busy-resume", at_work, 2, "resume --yes"),
     ("refused-unfinished", halted_with_a_plan, 2, "run plan.json --yes"),
     ("refused-nothing-to-resume", done, 2, "resume --yes"),
     ("refused-nothing-to-roll-back", done, 2, "rollback --yes"),
@@ -298,11 +382,14 @@ def test_as_it_was(name: str, scene: Scene, vms: int, typed: str, place: Path, m
     host = at_the_host(0)
     only_looks = words[:1] in (["check"], ["status"], ["history"], ["report"])
     code, out, err = host.types(*words)
+    host.ends()
     assert "\x1b" not in out + err, "off a terminal there are no escape sequences"
-    on = [
-        (host if only_looks else at_the_host(number)).types_on_a_terminal(*words, colour=colour)
-        for number, colour in ((1, True), (2, False))
-    ]
+    on = []
+    for number, colour in ((1, True), (2, False)):
+        if not only_looks:
+            host = at_the_host(number)
+        on.append(host.types_on_a_terminal(*words, colour=colour))
+        host.ends()
     assert {c for c, _ in on} == {code}
     show = seen if "\x1b[?25l" in on[0][1] else readable  # a bar was drawn: what it left
     text = f"$ upgrade {typed}\nexit {code}\n"

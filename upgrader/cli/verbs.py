@@ -120,6 +120,7 @@ def run(
     from upgrader.cli import render
 
     _require_root(of(context))
+    _require_free(of(context))
     try:
         made = plan_from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
