@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from upgrader.adapters.journal import SqliteJournal
 from upgrader.cli.render import show_event, worth_a_line
@@ -18,6 +19,7 @@ from upgrader.core.journal import RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
 
 _POLL_S = 0.1
+_BAR, _WIDE_ENOUGH, _GAPS = 20, 90, 8  # columns: of the bar, of a terminal that has room for it, of what stays empty
 _ACTIVE = (RunState.RUNNING, RunState.UNDOING)
 
 
@@ -66,9 +68,15 @@ class _Bar:
         self.console = console
         self._progress: Progress | None = None
         if console.is_terminal:
+            bar = (BarColumn(_BAR),) if console.width >= _WIDE_ENOUGH else ()
+            steps = len(view.steps)
+            figures = len(_moved(view, len(view.places))) + len(bar) * _BAR + len(f"{steps}/{steps}") + len("0:00:00")
+            # the step in hand is cut, the figures stay whole; ^C as the terminal shows it must not begin a new line
+            room = Column(no_wrap=True, overflow="ellipsis", max_width=max(1, console.width - figures - _GAPS))
             self._progress = Progress(
-                TextColumn("[bold]{task.fields[moved]}[/]"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("{task.description}"), console=console, transient=True,
+                TextColumn("[bold]{task.fields[moved]}[/]", table_column=_whole()), *bar,
+                MofNCompleteColumn(table_column=_whole()), TimeElapsedColumn(table_column=_whole()),
+                TextColumn("{task.description}", table_column=room), console=console, transient=True,
             )  # fmt: skip
             self._task = self._progress.add_task("", total=len(view.steps), moved="")
 
@@ -84,15 +92,22 @@ class _Bar:
     def show(self, view: RunView) -> None:
         if not self._progress:
             return
-        vms = view.vms()
-        there = sum(1 for state in vms.values() if state is VmState.AT_TARGET)
+        there = sum(1 for state in view.vms().values() if state is VmState.AT_TARGET)
         now = view.open_step
         self._progress.update(
             self._task,
             completed=sum(1 for s in view.steps if s.state is StepState.DONE),
-            moved=f"{there} of {len(vms)} VMs at slot {view.heading.target}",
+            moved=_moved(view, there),
             description=escape(view.heading.steps[now].title) if now is not None else str(view.state),
         )
+
+
+def _moved(view: RunView, there: int) -> str:
+    return f"{there} of {len(view.places)} VMs at slot {view.heading.target}"
+
+
+def _whole() -> Column:
+    return Column(no_wrap=True)
 
 
 @contextmanager

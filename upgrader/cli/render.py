@@ -35,6 +35,7 @@ _STATE_COLOUR = {
 }
 _MANY = 30  # VMs beyond which a line for each of them helps nobody: --json has them all
 _SHOWN = 8  # of many
+_HAND_OVER = 80  # columns that a hand-over's parts need beside its blackout
 
 
 def show_event(console: Console, heading: Heading, event: Event) -> None:
@@ -150,12 +151,13 @@ def show_report(console: Console, report: RunReport) -> None:
     if report.moves:
         worst = sorted(report.moves, key=lambda m: m.blackout_us, reverse=True)
         many = len(report.moves) > _MANY
-        table = _table("VM", "blackout", "quiesce", "index", "activate", "notify", "command", "gen.", "")
+        parts = ("quiesce", "index", "activate", "notify", "command") if console.width >= _HAND_OVER else ()
+        table = _table("VM", "blackout", *parts, "gen.", "")
         for column in table.columns[1:-1]:
             column.justify = "right"
         for m in worst[:_SHOWN] if many else report.moves:
             note = ", ".join(("over budget",) * m.over_budget + ("way back",) * m.undone)
-            times = (m.blackout_us, m.quiesce_us, m.index_us, m.activate_us, m.notify_us, m.command_us)
+            times = (m.blackout_us, *(getattr(m, f"{part}_us") for part in parts))
             table.add_row(escape(m.vm), *(f"{v:.0f}" for v in times), str(m.generation), note)
         which = f", the {_SHOWN} longest of {len(report.moves)}" if many else ""
         _say(console, f"{escape(report.host)}: hand-overs, microseconds{which}")
