@@ -181,6 +181,45 @@ def test_a_kept_switch_is_a_way_back_after_the_end(tmp_path: Path) -> None:
     settled(run.world, "a")
 
 
+def test_what_was_written_to_the_new_switch_after_the_end_comes_back_with_a_rollback(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    run.begin().forward()
+    run.again()
+    bridge = run.world.switch.bridges[0].name
+    written = (*run.world.flows["b", bridge], "priority=99 actions=NORMAL")
+    run.world.flows["b", bridge] = written
+    assert run.rollback().back().state is RunState.RESTORED
+    assert run.world.flows["a", bridge] == written
+
+
+def test_a_vm_that_comes_to_a_kept_switch_follows_the_others(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    run.begin().forward()
+    run.again()
+    run.world.vms["vm1"] = vm_interface(1)  # it was restarted, and the old switch dialled first
+    assert run.world.owners() == {"vm0": "b", "vm1": "a"}
+    assert run.world.unreached() != []
+    run.coordinator.keep()
+    assert set(run.world.owners().values()) == {"b"}
+    settled(run.world, "b", kept=True)
+    before = list(run.world.calls)
+    run.coordinator.keep()
+    assert run.world.calls == before
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+def test_nothing_is_moved_where_no_switch_is_kept_or_a_run_is_half_way(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 2, Policy(soak_s=0, canary_check_s=0, on_failure="stay", keep_old=True))
+    run.world.fault = lambda name, count: refused("no") if name == "switch vm1" else None
+    assert run.begin().forward().state is RunState.HALTED
+    run.world.fault = lambda name, count: None
+    before = list(run.world.calls)
+    run.coordinator.keep()
+    assert run.world.calls == before
+    assert run.world.owners() == {"vm0": "b", "vm1": "a"}
+
+
 def test_without_a_kept_switch_there_is_nothing_to_roll_back(tmp_path: Path) -> None:
     run = sim_run(tmp_path)
     for refuse in (run.rollback, run.resume):

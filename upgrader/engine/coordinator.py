@@ -10,7 +10,7 @@ import structlog
 from upgrader.core import arming
 from upgrader.core import plan as planning
 from upgrader.core.errors import BlockedError, UpgradeError
-from upgrader.core.journal import Data, Event, EventKind, RunView, recorded
+from upgrader.core.journal import Data, Event, EventKind, Heading, RunView, recorded
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
 from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
@@ -19,6 +19,8 @@ from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
 from upgrader.ports import Host, Journal, Watcher
+from upgrader.steps import Context
+from upgrader.steps.catch_up import bring_late
 
 log = structlog.get_logger(__name__)
 
@@ -63,8 +65,19 @@ class Coordinator:
         return settled
 
     def keep(self) -> None:
-        """Said now and then while no run is on: the well-known names follow the switch that has them."""
-        self.setup().host.well_known.mend()
+        """Said now and then while no run is on: the well-known names follow the switch that has them.
+
+        And where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one.
+        """
+        setup = self.setup()
+        setup.host.well_known.mend()
+        for head, state, _ in self.journal.headings(1):
+            if self._is_kept(head, state, setup):
+                slots = setup.slots[head.source], setup.slots[head.target]
+                context = Context(setup.host, self.journal.plan(head.run_id), *slots)
+                if context.pid(context.target) is not None and context.served_by(context.source):
+                    moves = bring_late(context)
+                    log.info("brought after the others", run=head.run_id, vms=[str(m["vm"]) for m in moves])
 
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""
@@ -140,11 +153,7 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade resume",
             )
-        kept = view is not None and (
-            view.state is RunState.DONE
-            and view.heading.kind == PlanKind.UPGRADE
-            and setup.host.processes.status(setup.slots[view.heading.source]).vswitchd_pid is not None
-        )
+        kept = view is not None and self._is_kept(view.heading, view.state, setup)
         if view is None or not (kept or view.state in UNFINISHED):
             what = f"run {view.heading.run_id} is {view.state}" if view else "there has been no run"
             raise BlockedError(
@@ -154,6 +163,11 @@ class Coordinator:
                 next="upgrade --host localhost   (it goes to the other slot by a new run)",
             )
         return self._engine(view, self.journal.plan(view.heading.run_id), setup, control, watch)
+
+    def _is_kept(self, head: Heading, state: RunState, setup: Setup) -> bool:
+        """Whether that run is done, and its old switch still runs."""
+        done = state is RunState.DONE and head.kind == PlanKind.UPGRADE
+        return done and setup.host.processes.status(setup.slots[head.source]).vswitchd_pid is not None
 
     def _engine(
         self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None
