@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from tests.support.runs import SimRun, sim_run
 from upgrader import wiring
 from upgrader.adapters.journal import SqliteJournal, plan_to_json
-from upgrader.cli import app, render, verbs
+from upgrader.cli import app, reading, render, verbs
 from upgrader.core.errors import UpgradeError
 from upgrader.core.plan import Policy
 from upgrader.daemon import client as daemon_client
@@ -157,6 +157,7 @@ class Operator:
         out, err = redirect_stdout(screen), redirect_stderr(screen)
         with out, err, self._sane(), capture_logs(), self._patch.context() as patch:
             patch.setattr(verbs, "consoles", terminals)
+            patch.setattr(reading, "consoles", terminals)
             patch.setattr(app, "consoles", terminals)
             code = app._main(list(words))
         return code, screen.getvalue()

@@ -140,8 +140,7 @@ class SqliteJournal:
         )
         told = json.loads(f"[{','.join(row[3] for row in rows)}]")  # at once: thousands of them, each time one asks
         return tuple(
-            Event(EventKind(kind), at_ns, step, data)
-            for (kind, at_ns, step, _), data in zip(rows, told, strict=True)
+            Event(EventKind(kind), at_ns, step, data) for (kind, at_ns, step, _), data in zip(rows, told, strict=True)
         )
 
     def _view(self, row: tuple[int, str]) -> RunView:

@@ -16,6 +16,7 @@ import typer.exceptions
 from upgrader.cli import verbs
 from upgrader.cli.completion import SHELLS, knows_the_shells, show_completion
 from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, hoisted, logs_of, options_of
+from upgrader.cli.reading import config_app
 from upgrader.core.errors import Exit, UpgradeError, UsageError
 from upgrader.core.model import SlotName
 from upgrader.terminal import consoles
@@ -146,7 +147,7 @@ def whole() -> typer.Typer:
 
 def _mount(*, lab: bool, nic: bool) -> None:
     """Commands that take a fifth of a second to import: only for who uses them, or completes a line with them."""
-    app.registered_groups = [g for g in app.registered_groups if g.typer_instance is verbs.config_app]
+    app.registered_groups = [g for g in app.registered_groups if g.typer_instance is config_app]
     if lab:
         from upgrader.lab.commands import lab_app  # noqa: PLC0415
 

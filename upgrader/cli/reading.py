@@ -1,0 +1,107 @@
+"""The verbs that only read: how a run is or was, by its journal, and the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from upgrader.cli import verbs
+from upgrader.cli.options import Json, of
+from upgrader.core.errors import UsageError
+from upgrader.terminal import consoles
+
+# What follows is imported late, as in `verbs`, which mounts these.
+# ruff: noqa: PLC0415
+
+
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run that is carried out has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The latest run, by its journal: how far it is, who serves whom, what to type next."""
+    from upgrader.cli import protection, render
+    from upgrader.core.journal import recorded
+    from upgrader.core.report import ending
+    from upgrader.engine.lock import holder
+
+    settings, journal = verbs._journal(of(context))
+    view = journal.latest()
+    out, err = consoles()
+    if watch and view is not None:
+        from upgrader.cli.follow import follow
+
+        view = follow(journal, view.heading.run_id, err, alive=lambda: holder(settings.host.lock) is not None)
+    pid = holder(settings.host.lock)
+    if as_json:
+        from upgrader.cli import documents
+
+        documents.show(documents.status_document(view, pid, protection.standing(settings, journal)))
+        return
+    end = ending(view) if view else None
+    render.show_status(out, view, recorded(view) if view else None, end, pid, of(context).command)
+    protection.show(out, protection.standing(settings, journal))
+
+
+def history(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs, the newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """The runs of this host."""
+    runs = verbs._journal(of(context))[1].headings(limit)
+    if as_json:
+        from upgrader.cli import documents
+
+        documents.show(documents.history_document(runs))
+    else:
+        from upgrader.cli import render
+
+        render.show_history(consoles()[0], runs)
+
+
+def report(
+    context: typer.Context,
+    run_id: Annotated[int | None, typer.Argument(metavar="[RUN]", help="Its number (default: the latest).")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a run came to, and what each VM's hand-over took."""
+    from upgrader.cli import documents, render
+    from upgrader.core.report import report as report_of
+
+    journal = verbs._journal(of(context))[1]
+    view = journal.latest() if run_id is None else journal.view(run_id)
+    if view is None:
+        raise UsageError(
+            "NO_SUCH_RUN",
+            "no run is recorded on this host" if run_id is None else f"there is no run {run_id}",
+            state="nothing was changed",
+            next="upgrade history",
+        )
+    told = verbs._for_the_person(of(context), report_of(view))
+    if as_json:
+        documents.show(documents.run_document(told))
+    else:
+        render.show_report(consoles()[0], told)
+
+
+config_app = typer.Typer(name="config", help="The configuration as it is read.", no_args_is_help=True)
+
+
+@config_app.command("show")
+def config_show(context: typer.Context) -> None:
+    """Every key with the value that counts, defaults too, as JSON."""
+    from upgrader.cli import documents
+
+    documents.show(documents.config_document(verbs._settings(of(context))))
+
+
+@config_app.command("validate")
+def config_validate(context: typer.Context) -> None:
+    """Whether the configuration can be used; what is wrong with it, by file and key."""
+    from upgrader.config import files
+
+    verbs._settings(of(context))
+    names = " + ".join(str(path) for path in files(verbs._path(of(context))))
+    consoles()[0].print(f"{names}: valid", soft_wrap=True, markup=False)
