@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.show import items, machine, upgrade
+from tests.show import coordinator, items, machine, upgrade
 from upgrader.adapters import gate
 from upgrader.lab.spec import RUN_ROOT
 from upgrader.lab.traffic.analysis import Direction
@@ -71,6 +71,16 @@ def test_the_tests_it_names_are_there() -> None:
     done = gate.run([*argv, *names], cwd=items.ROOT, timeout_s=120, check=False)
     assert done.returncode == 0, done.stdout
     assert all(name in done.stdout for name in names)
+
+
+def test_the_coordinators_bench_is_run_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = gate.run
+
+    def small(argv: list[str], **options: Any) -> gate.Completed:
+        return run([*argv, "--vms", "2", "--times", "1"], **options)
+
+    monkeypatch.setattr(gate, "run", small)
+    assert [item.what for item in coordinator.bench()] == ["upgrade --help", "upgrade status, 2 VMs", "plan of 2 VMs"]
 
 
 def test_a_process_of_a_lab_is_told_by_its_arguments() -> None:
