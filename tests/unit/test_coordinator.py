@@ -360,6 +360,32 @@ def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_:
     assert "stand by" in (told.error or "")
 
 
+def test_a_run_that_stops_where_a_vm_has_no_switch_is_not_called_restored(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 1)
+    stop_at = {"n": 1}
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if count == stop_at["n"] else None
+    assert run.begin().forward().state is RunState.PAUSED
+    stop_at["n"] = len(run.world.calls) + 1
+    plan = run.plan("a")
+    assert run.coordinator.begin(plan, run.control, lambda view, event: None).forward().state in UNFINISHED
+    disarm(run)
+    run.control.take()
+    run.world.die("a")
+    assert run.resume().forward().state is RunState.OPERATOR_NEEDED
+
+
+def test_a_pause_before_the_window_leaves_traffic_where_the_vms_are(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, 1, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+    run.world.dual = False
+    assert run.begin().forward().state is RunState.DONE
+    run.world.die("b")  # QEMU brings the VM to the old switch, which stands by
+    assert run.world.unreached() == ["vm0"]
+    first = len(run.world.calls) + 1
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if count == first else None
+    assert run.begin().forward().state is RunState.PAUSED
+    assert run.world.unreached() == []
+
+
 def test_the_only_switch_that_lives_is_not_killed_when_the_old_one_dies_on_the_way_back(tmp_path: Path) -> None:
     run = sim_run(tmp_path, 3, Policy(blackout_budget_us=700, soak_s=0, canary_check_s=0))  # stops after the first move
     run.begin().forward()

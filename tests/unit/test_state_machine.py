@@ -20,11 +20,11 @@ from rich.console import Console
 
 from tests.support.runs import Killed, SimRun, disarm, settled, sim_run
 from upgrader.cli import render
-from upgrader.core.errors import BlockedError
+from upgrader.core.errors import BlockedError, UpgradeError
 from upgrader.core.journal import RunView, fold, recorded
 from upgrader.core.lifecycle import UNFINISHED, RunState
 from upgrader.core.model import SLOTS, SlotName, VmInterface
-from upgrader.core.plan import ON_FAILURE, Policy
+from upgrader.core.plan import ON_FAILURE, PlanKind, Policy
 from upgrader.core.report import report
 from upgrader.engine.control import Request
 from upgrader.engine.run import Engine
@@ -81,8 +81,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.before: dict[int, tuple[set[Path], set[int | None]]] = {}  # by run: sockets and switches when it began
         self.unserved: set[str] = set()  # had no standby when their switch died, or no switch when they started
         self.undialled: set[str] = set()  # started while no switch dialled libvirt's socket: no part of any run
-        # came to the old switch, which still dials libvirt's sockets, while their traffic goes to the new one: nobody
-        # notices until a run goes on
+        # came to the old switch, which still dials libvirt's sockets, while their traffic goes to the new one, until a
+        # run goes on, or the daemon looks
         self.late: set[str] = set()
         self.disturbed = False  # a switch died, or the coordinator did, since traffic was last brought in line
         self.killed_since: set[SlotName] = set()
@@ -127,6 +127,20 @@ class AnyHistory(RuleBasedStateMachine):
         self.run.again()
         assert self.world.calls == before, "a coordinator that starts moves nothing"
         self.alive = True
+
+    @precondition(lambda self: self.alive and self.run.journal.latest())
+    @rule()
+    def daemon_looks(self) -> None:
+        """As it does now and then between runs."""
+        writes = self.run.journal.writes
+        latest = self.run.journal.latest()
+        try:
+            self.run.coordinator.keep()
+        except UpgradeError:
+            return  # said in the log, and tried again
+        assert self.run.journal.writes == writes
+        if latest and latest.state is RunState.DONE and latest.heading.kind == PlanKind.UPGRADE:
+            self.late -= {d for d, owner in self.world.owners().items() if owner == latest.heading.target}
 
     # what happens to the host while nobody is at work on it
 

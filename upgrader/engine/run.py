@@ -131,7 +131,12 @@ class Engine:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
         if any(slot is None for _, slot in self._context.owners()):
             return self._needs_operator("SWITCH_DIED")
-        if self._decision()[1] is not Decision.POLICY:
+        # a run may begin where QEMU has moved VMs since the last one: until the window their traffic is where it was
+        before_window = any(
+            step.kind is StepKind.OPEN_WINDOW and seen.state is StepState.PENDING
+            for step, seen in zip(self._plan.steps, self.view.steps, strict=True)
+        )
+        if before_window or self._decision()[1] is not Decision.POLICY:
             self._steer_after()
         return self._state(to, reason)
 
@@ -229,11 +234,12 @@ class Engine:
         return True
 
     def _as_before(self) -> bool:
-        """Look, rather than believe: the old switch runs and serves every VM that still does."""
+        """Look, rather than believe: the old switch runs and has its VMs again, and none is without a switch."""
         to_move = {p.label for p in self._plan.ports}
         try:
             return self._context.pid(self._context.source) is not None and all(
-                slot == self._plan.source or port.label not in to_move for port, slot in self._context.owners()
+                slot == self._plan.source or (slot is not None and port.label not in to_move)
+                for port, slot in self._context.owners()
             )
         except UpgradeError as error:
             log.warning("cannot tell who serves the VMs", error=str(error))
