@@ -75,32 +75,29 @@ def test_a_writer_at_work_is_followed_and_both_end_equal(context: Context) -> No
 
     writer = threading.Thread(target=write)
     writer.start()
-    following = replication.Following(context, flows_every_s=0.2)
+    following = replication.Following(every_s=0.2)
     try:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            assert following.poll(0.1).failure is None
+            assert following.poll(context).failure is None
+            time.sleep(0.1)
         carry_out(context, StepKind.PROVE)  # equal but for what is on its way
     finally:
         stop.set()
         writer.join()
-        following.close()
     carry_out(context, StepKind.REPLICATE)
     assert replication.differences(context, a, b) == ()
 
 
 def test_a_monitor_that_is_lost_is_said_and_no_vm_is_moved_on_it(context: Context) -> None:
     a = context.source
-    following = replication.Following(context, flows_every_s=0.1)
-    try:
-        assert following.poll().stale(context.host.clock.monotonic_s(), 5.0) is None
-        _restart_database(a, lambda: eventually(lambda: following.poll(0.1).failure, "the loss to be seen"))
-        stale = following.in_step.stale(context.host.clock.monotonic_s(), 5.0)
-        assert stale
-        assert "MONITOR_LOST" in stale or "DATABASE_UNREACHABLE" in stale
-        eventually(lambda: following.poll(0.1).failure is None, "the follower to find back")
-    finally:
-        following.close()
+    following = replication.Following(every_s=0.1)
+    assert following.poll(context).stale(context.host.clock.monotonic_s(), 5.0) is None
+    _restart_database(a, lambda: eventually(lambda: following.poll(context).failure, "the loss to be seen"))
+    stale = following.in_step.stale(context.host.clock.monotonic_s(), 5.0)
+    assert stale
+    assert "MONITOR_LOST" in stale or "DATABASE_UNREACHABLE" in stale
+    eventually(lambda: following.poll(context).failure is None, "the follower to find back")
 
 
 def _restart_database(slot: Slot, meanwhile: object) -> None:

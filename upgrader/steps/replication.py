@@ -11,7 +11,6 @@ from upgrader.core.errors import StepError, UpgradeError
 from upgrader.core.in_step import InStep
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
-from upgrader.ports import Follower
 from upgrader.steps.base import Context, Data
 
 _FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
@@ -55,46 +54,29 @@ def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Differe
 
 
 class Following:
-    """A standby kept in step while it is armed, or while a run waits: call `poll` again and again.
+    """A standby kept in step while it is armed: call `poll` again and again; it follows every `every_s`.
 
-    Changes of the database come by a monitor, at once; flows and what was learned are compared every `flows_every_s`.
-    Nothing raises out of `poll`: what goes wrong is in `in_step`, and the next call tries again from the beginning.
+    Nothing raises out of `poll`: what goes wrong is in `in_step`, and the next call tries again.
     """
 
-    def __init__(self, context: Context, flows_every_s: float = 2.0) -> None:
-        self._context, self._every_s = context, flows_every_s
+    def __init__(self, every_s: float = 2.0) -> None:
+        self._every_s = every_s
         self._due_s = 0.0
-        self._sides: tuple[Slot, Slot] | None = None
-        self._follower: Follower | None = None
         self.in_step = InStep()
 
-    def poll(self, timeout_s: float = 0.0) -> InStep:
-        """One look, waiting up to `timeout_s` for a change of the database."""
-        clock = self._context.host.clock
+    def poll(self, context: Context) -> InStep:
+        """A round when one is due, with the VMs and ports of the plan of now."""
+        clock = context.host.clock
+        begun_s = clock.monotonic_s()
+        if begun_s < self._due_s:
+            return self.in_step
         try:
-            if self._follower is None or self._sides is None:
-                self._sides = sides(self._context)
-                leader, follower = self._sides
-                self._follower = self._context.host.database.follow(
-                    leader, follower, _bindings(self._context, follower)
-                )
-                self._due_s = 0.0
-            changed = self._follower.poll(timeout_s).changes
-            if changed or clock.monotonic_s() >= self._due_s:
-                begun_s = clock.monotonic_s()
-                follow(self._context, *self._sides)
-                self._due_s = clock.monotonic_s() + self._every_s
-                self.in_step = self.in_step.succeeded(begun_s)
+            follow(context, *sides(context))
+            self._due_s = clock.monotonic_s() + self._every_s
+            self.in_step = self.in_step.succeeded(begun_s)
         except UpgradeError as error:
             self.in_step = self.in_step.failed(str(error))
-            self.close()
         return self.in_step
-
-    def close(self) -> None:
-        """Give the monitor up; a later `poll` begins anew, and looks again who is in control."""
-        if self._follower is not None:
-            self._follower.close()
-        self._follower = None
 
 
 def keep_up(context: Context) -> Data:
