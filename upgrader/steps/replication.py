@@ -24,19 +24,23 @@ def sides(context: Context) -> tuple[Slot, Slot]:
 
 
 def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
-    """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
+    """Bring all of one switch's state to the other; returns what was changed. Idempotent; cheap where little was.
+
+    While VMs are `moving`, what either switch learned goes to the other: each sees what the other does not.
+    """
     host = context.host
     begun_s = host.clock.monotonic_s()  # what is written from now on may be missed
     context.freshness.at_s = None  # until it has succeeded
     copied = host.database.sync(leader, follower, _bindings(context, follower))
-    bridges = _bridges(context, leader, follower)
-    host.resources.copy_addresses(leader, follower, bridges)
+    host.resources.copy_addresses(leader, follower, copied.bridges)
     changed: dict[str, object] = {"rows": len(copied.changes)}
     total: dict[str, int] = {}
-    for bridge in bridges:
+    for bridge in copied.bridges:
         for what, count in host.openflow.sync(leader, follower, bridge, hold=hold, moving=moving).items():
             total[what] = total.get(what, 0) + count
-    taught = host.openflow.sync_learned(leader, follower, bridges)
+    taught = host.openflow.sync_learned(leader, follower, copied.bridges)
+    if moving:
+        host.openflow.sync_learned(follower, leader, copied.bridges)
     changed |= total | {what: count for what, count in taught.items() if count}
     context.freshness.at_s = begun_s
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
@@ -91,10 +95,7 @@ def keep_up(context: Context) -> Data:
         return {}  # one is left: there is nothing to follow, and the step says what that means
     leader, follower = sides(context)
     try:
-        changed = follow(context, leader, follower, moving=True)
-        # half moved, each switch sees what the other does not: neighbours and addresses go both ways
-        context.host.openflow.sync_learned(follower, leader, _bridges(context, leader, follower))
-        return changed
+        return follow(context, leader, follower, moving=True)
     except UpgradeError as error:
         raise StepError(
             "REPLICATION_STALE",
