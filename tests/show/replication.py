@@ -35,6 +35,7 @@ def follow() -> Iterator[Item]:
     """Writers at work, a monitor that is lost, another schema; never moved to without being up to date."""
     yield from tested("tests/integration/test_follow.py")
     yield from tested("tests/unit/test_in_step.py")
+    yield from tested("tests/unit/test_watch.py")
 
 
 def control() -> Iterator[Item]:
