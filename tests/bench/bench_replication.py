@@ -100,7 +100,17 @@ def measure(flows: int, ports: int, rounds: int, folder: Path) -> Figures:
             times["idle"].append(_timed(lambda c=context: carry_out(c, StepKind.REPLICATE)))  # type: ignore[misc]
     median = {name: round(statistics.median(values), 4) for name, values in times.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figures(flows, ports, *median.values(), round(peak, 1), named)
+    return Figures(
+        flows,
+        ports,
+        ofctl_bundle_s=median["ofctl"],
+        replicate_s=median["replicate"],
+        prove_s=median["prove"],
+        follow_changed_s=median["changed"],
+        follow_idle_s=median["idle"],
+        peak_rss_mib=round(peak, 1),
+        mutations_named=named,
+    )
 
 
 def _timed(work: Callable[[], object]) -> float:
