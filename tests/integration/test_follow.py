@@ -214,13 +214,23 @@ def test_more_changes_than_a_watch_is_told_of_are_changes(context: Context, tmp_
     assert replication.differences(context, a, b) == ()
 
 
-def test_a_bridge_that_cannot_be_watched_is_compared_each_time(context: Context) -> None:
+@pytest.mark.parametrize("protocol", ["OpenFlow10", "OpenFlow12"])
+def test_a_bridge_of_an_old_openflow_is_compared_each_time_and_changed_one_by_one(
+    context: Context, protocol: str
+) -> None:
     a, b = context.source, context.target
-    vsctl(a, "set", "bridge", "br-int", "protocols=OpenFlow10")
-    for priority in (7, 8):
-        gate.run(_of(a, "OpenFlow10", "add-flow", "br-int", f"priority={priority},ip,actions=drop"))
+    vsctl(a, "set", "bridge", "br-int", f"protocols={protocol}")
+    for change in (
+        ("add-group", "br-int", "group_id=7,type=all,bucket=actions=LOCAL"),
+        ("add-flow", "br-int", "priority=7,ip,actions=group:7"),
+        ("add-flow", "br-int", "priority=8,ip,actions=drop"),
+        ("mod-group", "br-int", "group_id=7,type=all,bucket=actions=drop"),
+        ("del-groups", "br-int"),
+    ):
+        gate.run(_of(a, protocol, *change))
         replication.follow(context, a, b)
-        assert Ofctl().flows(b, "br-int") == Ofctl().flows(a, "br-int")
+        assert replication.differences(context, a, b) == (), change
+    assert len(Ofctl().flows(b, "br-int")) == 1
 
 
 def _of(slot: Slot, protocol: str, command: str, bridge: str, *arguments: str) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from upgrader.adapters.ofctl import learned, traces
-from upgrader.adapters.ofctl.programs import ofctl
+from upgrader.adapters.ofctl.programs import ofctl, speaks_none_of
 from upgrader.adapters.ofctl.watch import Token, Watches
 from upgrader.core import openflow
+from upgrader.core.errors import CommandError
 from upgrader.core.model import Slot
 from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
@@ -89,7 +90,14 @@ def _sync(source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool) 
 
 
 def _bundle(slot: Slot, bridge: str, lines: Sequence[str]) -> None:
-    ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+    """In one transaction; in order and one by one where the bridge speaks nothing newer than OpenFlow 1.2."""
+    try:
+        ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+    except CommandError as error:
+        if not speaks_none_of(error):
+            raise
+        for command, part in openflow.one_by_one(lines):
+            ofctl(slot, slot, bridge, command, "-", stdin=part)
 
 
 def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
@@ -106,9 +114,18 @@ def _state(reader: Slot, slot: Slot, bridge: str) -> BridgeState:
     return BridgeState(
         flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS)),
         groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups")),
-        meters=openflow.meters(ofctl(reader, slot, bridge, "dump-meters")),
+        meters=_meters(reader, slot, bridge),
         tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map")),
     )
+
+
+def _meters(reader: Slot, slot: Slot, bridge: str) -> tuple[str, ...]:
+    try:
+        return openflow.meters(ofctl(reader, slot, bridge, "dump-meters"))
+    except CommandError as error:
+        if speaks_none_of(error):
+            return ()  # before OpenFlow 1.3 there were none
+        raise
 
 
 def _forget_tlvs(target: Slot, bridge: str, state: BridgeState, stale: Sequence[str]) -> BridgeState:

@@ -22,6 +22,11 @@ def ofctl(reader: Slot, slot: Slot, bridge: str, command: str, *arguments: str, 
     return gate.run([*argv, f"unix:{slot.rundir}/{bridge}.mgmt", *arguments], stdin=stdin, timeout_s=_TIMEOUT_S).stdout
 
 
+def speaks_none_of(error: CommandError) -> bool:
+    """Whether ovs-ofctl failed since the bridge may speak no version of OpenFlow that has what was asked for."""
+    return "any of the usable flow formats" in error.output
+
+
 def appctl(slot: Slot, command: str, *arguments: str) -> str:
     """What `ovs-appctl` prints for one command to the slot's switch (ovs-appctl(8)), without a process for it.
 
