@@ -61,15 +61,6 @@ class Processes(Protocol):
         """From the next boot on this slot's daemons are started, and not the other's, where that is ours to say."""
 
 
-class Follower(Protocol):
-    """One database kept as another says, from a monitor of it; see `Database.follow`."""
-
-    def poll(self, timeout_s: float = 0.0) -> Copied:
-        """Take in and apply what came. Raises HostError when the monitor is lost; the next poll begins anew."""
-
-    def close(self) -> None: ...
-
-
 class Database(Protocol):
     """The OVSDB of a slot."""
 
@@ -85,7 +76,6 @@ class Database(Protocol):
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         """What `sync` would change, and ports whose OpenFlow numbers are not the same."""
 
-    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower: ...
     def in_control(self, slot: Slot) -> bool:
         """Whether the slot is the one that controllers and managers are with (core/control.py)."""
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.slots import SlotFactory, carry_out, context_of, ofctl, vsctl
 from tests.support.switch import eventually
 from upgrader.adapters import gate
+from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.core.errors import HostError, StepError
@@ -42,22 +44,23 @@ def add_port(slot: Slot, name: str) -> None:
 
 def test_ports_that_come_and_go_are_followed_by_the_monitor(context: Context) -> None:
     a, b = context.source, context.target
-    follower = Ovsdb().follow(a, b, ())
-    try:
-        follower.poll()
-        assert follower.poll().changes == ()
-        add_port(a, "p1")
-        eventually(lambda: follower.poll(0.1).changes or "p1" in vsctl(b, "list-ports", "br-int"), "p1 to come over")
-        eventually(lambda: vsctl(b, "get", "interface", "p1", "ofport").strip() == "1", "the switch to take it")
-        for number in range(20):
-            vsctl(a, "--", "add-port", "br-int", f"q{number}", "--", "set", "interface", f"q{number}", "type=internal",
-                  "--", "--if-exists", "del-port", f"q{number - 1}")  # fmt: skip
-            follower.poll()
-        eventually(lambda: not follower.poll(0.2).changes, "the follower to come to rest")
-        assert set(vsctl(b, "list-ports", "br-int").split()) == {"p1", "q19"}
-        assert Ovsdb().differences(a, b, ()) == ()
-    finally:
-        follower.close()
+    database = Ovsdb()
+
+    def round_() -> tuple[str, ...]:
+        return database.sync(a, b, (), applied=False).changes
+
+    round_()
+    assert round_() == ()
+    add_port(a, "p1")
+    eventually(lambda: round_() or "p1" in vsctl(b, "list-ports", "br-int"), "p1 to come over")
+    eventually(lambda: vsctl(b, "get", "interface", "p1", "ofport").strip() == "1", "the switch to take it")
+    for number in range(20):
+        vsctl(a, "--", "add-port", "br-int", f"q{number}", "--", "set", "interface", f"q{number}", "type=internal",
+              "--", "--if-exists", "del-port", f"q{number - 1}")  # fmt: skip
+        round_()
+    eventually(lambda: not round_(), "the follower to come to rest")
+    assert set(vsctl(b, "list-ports", "br-int").split()) == {"p1", "q19"}
+    assert Ovsdb().differences(a, b, ()) == ()
 
 
 def test_a_writer_at_work_is_followed_and_both_end_equal(context: Context) -> None:
@@ -75,32 +78,29 @@ def test_a_writer_at_work_is_followed_and_both_end_equal(context: Context) -> No
 
     writer = threading.Thread(target=write)
     writer.start()
-    following = replication.Following(context, flows_every_s=0.2)
+    following = replication.Following(every_s=0.2)
     try:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            assert following.poll(0.1).failure is None
+            assert following.poll(context).failure is None
+            time.sleep(0.1)
         carry_out(context, StepKind.PROVE)  # equal but for what is on its way
     finally:
         stop.set()
         writer.join()
-        following.close()
     carry_out(context, StepKind.REPLICATE)
     assert replication.differences(context, a, b) == ()
 
 
 def test_a_monitor_that_is_lost_is_said_and_no_vm_is_moved_on_it(context: Context) -> None:
     a = context.source
-    following = replication.Following(context, flows_every_s=0.1)
-    try:
-        assert following.poll().stale(context.host.clock.monotonic_s(), 5.0) is None
-        _restart_database(a, lambda: eventually(lambda: following.poll(0.1).failure, "the loss to be seen"))
-        stale = following.in_step.stale(context.host.clock.monotonic_s(), 5.0)
-        assert stale
-        assert "MONITOR_LOST" in stale or "DATABASE_UNREACHABLE" in stale
-        eventually(lambda: following.poll(0.1).failure is None, "the follower to find back")
-    finally:
-        following.close()
+    following = replication.Following(every_s=0.1)
+    assert following.poll(context).stale(context.host.clock.monotonic_s(), 5.0) is None
+    _restart_database(a, lambda: eventually(lambda: following.poll(context).failure, "the loss to be seen"))
+    stale = following.in_step.stale(context.host.clock.monotonic_s(), 5.0)
+    assert stale
+    assert "MONITOR_LOST" in stale or "DATABASE_UNREACHABLE" in stale
+    eventually(lambda: following.poll(context).failure is None, "the follower to find back")
 
 
 def _restart_database(slot: Slot, meanwhile: object) -> None:
@@ -126,6 +126,122 @@ def test_what_either_switch_learned_the_other_knows_while_a_host_is_half_moved(c
     for slot in (a, b):
         shown = SlotProcesses().appctl(slot, "tnl/neigh/show")
         assert [mac in shown for mac in ("02:00:00:00:00:02", "02:00:00:00:00:03")] == [True, True]
+
+
+def _processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of each process that is started from now on."""
+    started: list[str] = []
+    run = gate.run
+
+    def noted(argv: Sequence[str], **how: Any) -> gate.Completed:
+        started.append(" ".join(argv))
+        return run(argv, **how)
+
+    monkeypatch.setattr(gate, "run", noted)
+    return started
+
+
+@pytest.mark.parametrize("protocol", ["OpenFlow13", "OpenFlow14", "OpenFlow15"])
+def test_between_two_vms_nothing_is_dumped_unless_something_was_changed(
+    context: Context, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = context.source, context.target
+    vsctl(a, "set", "bridge", "br-int", f"protocols={protocol}")
+
+    def said(*command: str) -> None:
+        gate.run(_of(a, protocol, *command))
+
+    said("add-flow", "br-int", "table=1,priority=7,ip,actions=drop")
+    started = _processes(monkeypatch)
+
+    def round_() -> int:
+        """How many processes a round starts."""
+        context.freshness.at_s = None
+        started.clear()
+        replication.keep_up(context)
+        return len(started)
+
+    def at_rest() -> None:
+        for _ in range(3):
+            round_()  # what it brought over is a change itself
+        assert round_() == 0, started
+
+    at_rest()
+    for change in (
+        ("add-flow", "br-int", "table=1,priority=8,ip,actions=drop"),
+        ("add-flow", "br-int", "table=1,priority=8,ip,cookie=5,actions=drop"),
+        ("add-flow", "br-int", "table=1,priority=8,ip,idle_timeout=77,actions=drop"),
+        ("mod-flows", "br-int", "table=1,ip,actions=LOCAL"),
+        ("add-group", "br-int", "group_id=1,type=all,bucket=actions=LOCAL"),
+        ("mod-group", "br-int", "group_id=1,type=all,bucket=actions=drop"),
+        ("add-meter", "br-int", "meter=1,kbps,bands=type=drop,rate=9"),
+        ("mod-meter", "br-int", "meter=1,kbps,bands=type=drop,rate=10"),
+        ("add-tlv-map", "br-int", "{class=0xffff,type=0,len=4}->tun_metadata0"),
+        ("del-flows", "br-int", "table=1,ip"),
+        ("del-groups", "br-int"),
+        ("del-meters", "br-int"),
+    ):
+        said(*change)
+        assert round_() > 0, change
+        assert replication.differences(context, a, b) == (), change
+        at_rest()
+
+
+def test_a_standby_that_somebody_changed_is_mended_by_the_next_round(context: Context) -> None:
+    a, b = context.source, context.target
+    ofctl(a, "add-flow", "br-int", "table=1,priority=7,ip,actions=drop")
+    for _ in range(3):
+        replication.follow(context, a, b)
+    ofctl(b, "del-flows", "br-int", "table=1")
+    replication.follow(context, a, b)
+    assert replication.differences(context, a, b) == ()
+
+
+def test_more_changes_than_a_watch_is_told_of_are_changes(context: Context, tmp_path: Path) -> None:
+    """A switch pauses a flow monitor that nobody reads: until it resumes nothing is known, and everything is looked at."""
+    a, b = context.source, context.target
+    for _ in range(3):
+        replication.follow(context, a, b)
+    flows = tmp_path / "flows"
+    for actions in ("drop", "LOCAL"):
+        lines = [f"table=2,priority=9,ip,nw_src=10.{n >> 8}.{n & 255}.1,actions={actions}\n" for n in range(20_000)]
+        flows.write_text("".join(lines))
+        ofctl(a, "add-flows", "br-int", str(flows))
+        replication.follow(context, a, b)
+        assert replication.differences(context, a, b) == ()
+    ofctl(a, "del-flows", "br-int", "table=2,ip,nw_src=10.7.7.1")
+    replication.follow(context, a, b)
+    assert replication.differences(context, a, b) == ()
+
+
+@pytest.mark.parametrize("protocol", ["OpenFlow10", "OpenFlow12"])
+def test_a_bridge_of_an_old_openflow_is_compared_each_time_and_changed_one_by_one(
+    context: Context, protocol: str
+) -> None:
+    a, b = context.source, context.target
+    vsctl(a, "set", "bridge", "br-int", f"protocols={protocol}")
+    for change in (
+        ("add-group", "br-int", "group_id=7,type=all,bucket=actions=LOCAL"),
+        ("add-flow", "br-int", "priority=7,ip,actions=group:7"),
+        ("add-flow", "br-int", "priority=8,ip,actions=drop"),
+        ("mod-group", "br-int", "group_id=7,type=all,bucket=actions=drop"),
+        ("del-groups", "br-int"),
+    ):
+        gate.run(_of(a, protocol, *change))
+        replication.follow(context, a, b)
+        assert replication.differences(context, a, b) == (), change
+    assert len(Ofctl().flows(b, "br-int")) == 1
+
+
+def _of(slot: Slot, protocol: str, command: str, bridge: str, *arguments: str) -> list[str]:
+    return [
+        str(slot.prefix / "bin/ovs-ofctl"),
+        "-O",
+        protocol,
+        command,
+        f"unix:{slot.rundir}/{bridge}.mgmt",
+        *arguments,
+    ]
 
 
 def test_replication_that_fails_stops_the_run_before_the_next_vm(context: Context) -> None:

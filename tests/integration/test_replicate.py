@@ -12,9 +12,12 @@ from tests.support.slots import SlotFactory, ofctl, vsctl
 from upgrader.adapters import gate
 from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.ofctl import Ofctl
+from upgrader.adapters.ofctl.programs import appctl
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
+from upgrader.core import learned, teaching
 from upgrader.core.errors import HostError
+from upgrader.core.learned import QUERIER, Group
 from upgrader.core.model import ORIGIN_KEY, PortBinding, Slot
 from upgrader.core.proof import Difference
 
@@ -242,8 +245,8 @@ def test_learned_addresses_come_over_without_a_frame_being_flooded(pair: Pair) -
         (2, "ffffffffffff" + "020000000ccc" + "88b5"),
     ):
         ofctl(pair.a, "packet-out", "br-int", f"in_port={port},packet={frame.ljust(120, '0')},actions=NORMAL")
-    learned = SlotProcesses().appctl(pair.a, "fdb/show", "br-int")
-    assert [m in learned for m in ("02:00:00:00:0a:aa", "02:00:00:00:0b:bb", "02:00:00:00:0c:cc")] == [True] * 3
+    shown = SlotProcesses().appctl(pair.a, "fdb/show", "br-int")
+    assert [m in shown for m in ("02:00:00:00:0a:aa", "02:00:00:00:0b:bb", "02:00:00:00:0c:cc")] == [True] * 3
     Ovsdb().sync(pair.a, pair.b, ())
     assert {d.what for d in Ofctl().learned_differences(pair.a, pair.b, ["br-int"])} >= {
         "02:00:00:00:0a:aa vlan 0",
@@ -257,6 +260,31 @@ def test_learned_addresses_come_over_without_a_frame_being_flooded(pair: Pair) -
     SlotProcesses().appctl(pair.b, "fdb/flush", "br-int")
     assert "learned address" in {d.kind for d in Ofctl().learned_differences(pair.a, pair.b, ["br-int"])}
     vsctl(pair.a, "clear", "Port", "p2", "tag")
+
+
+def test_multicast_groups_and_queriers_come_over_without_a_report_being_sent(pair: Pair) -> None:
+    known = {
+        Group(0, "239.1.1.1", "1"),
+        Group(5, "239.1.1.2", "2"),
+        Group(0, "ff0e::1234", "1"),
+        Group(7, QUERIER, "1"),
+    }
+    vsctl(pair.a, "set", "Port", "p2", "tag=5", "--", "set", "Bridge", "br-int", "mcast_snooping_enable=true")
+    try:
+        Ovsdb().sync(pair.a, pair.b, ())
+        for group in known:
+            frame = teaching.frame(group, group.vlan if group.vlan and group.port == "1" else None)
+            appctl(pair.a, "ofproto/trace-packet-out", "br-int", f"in_port={group.port}", frame, "NORMAL")
+        assert learned.groups(appctl(pair.a, "mdb/show", "br-int")) >= known
+        missing = Ofctl().learned_differences(pair.a, pair.b, ["br-int"])
+        assert {d.what for d in missing if d.kind == "multicast group"} >= {f"{g.group} vlan {g.vlan}" for g in known}
+        before = _transmitted(pair.b)
+        assert Ofctl().sync_learned(pair.a, pair.b, ["br-int"])["multicast"] >= len(known)
+        assert learned.groups(appctl(pair.b, "mdb/show", "br-int")) >= known
+        assert Ofctl().learned_differences(pair.a, pair.b, ["br-int"]) == ()
+        assert _transmitted(pair.b) == before
+    finally:
+        vsctl(pair.a, "clear", "Port", "p2", "tag", "--", "set", "Bridge", "br-int", "mcast_snooping_enable=false")
 
 
 def _transmitted(slot: Slot) -> list[str]:

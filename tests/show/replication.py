@@ -17,6 +17,7 @@ from tests.support.corpus import LARGEST
 _REPLICATE_LIMIT = 4.0  # times ovs-ofctl --bundle alone
 _MEMORY_LIMIT_MIB = 300
 _FIRST_PACKET_LIMIT = 3.0  # times the control run's median
+_BETWEEN_VMS_LIMIT_S = 0.1  # a round after which nothing was changed
 _ROUNDS = 3
 
 
@@ -34,6 +35,7 @@ def follow() -> Iterator[Item]:
     """Writers at work, a monitor that is lost, another schema; never moved to without being up to date."""
     yield from tested("tests/integration/test_follow.py")
     yield from tested("tests/unit/test_in_step.py")
+    yield from tested("tests/unit/test_watch.py")
 
 
 def control() -> Iterator[Item]:
@@ -67,6 +69,13 @@ def bench() -> Iterator[Item]:
         f"{figures.mutations_named} of {_ROUNDS}",
         f"{_ROUNDS} of {_ROUNDS}",
         figures.mutations_named == _ROUNDS,
+    )
+    idle = figures.follow_idle_s
+    yield Item(
+        f"a round between two VMs, none of {flows} flows and {ports} ports changed",
+        f"{idle * 1000:.0f} ms ({figures.follow_changed_s:.2f} s with one changed)",
+        f"{_BETWEEN_VMS_LIMIT_S * 1000:.0f} ms",
+        idle <= _BETWEEN_VMS_LIMIT_S,
     )
     peak = figures.peak_rss_mib
     yield Item("memory of the coordinator", f"{peak:.0f} MiB", f"{_MEMORY_LIMIT_MIB} MiB", peak < _MEMORY_LIMIT_MIB)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from upgrader.lab.exercise import disturbances
-from upgrader.lab.figures import LOST, Felt, bystanders_line, limits, report_json
+from upgrader.lab.figures import LOST, Felt, Limit, bystanders_line, limits, report_json
 from upgrader.lab.qemu_events import outages_us
 from upgrader.lab.traffic.analysis import Direction, FlowFigures
 from upgrader.lab.traffic.protocol import LinkState
@@ -67,6 +67,16 @@ def test_each_limit_falls_for_its_own_reason(moves: list[Felt], disturbed: dict[
 
 def test_one_bad_gap_in_ten_is_allowed() -> None:
     assert limits([felt(gap_us=200_000)] + [felt()] * 9, RESTART, {})[1].holds
+
+
+def test_vms_that_are_moved_one_after_the_other_without_delay_hold_and_others_fall() -> None:
+    def paced(*apart: float | None) -> Limit:
+        return limits([replace(felt(), apart_s=a) for a in apart], RESTART, {})[-1]
+
+    quick = paced(None, None, 0.05, 0.06, 0.9)
+    assert (quick.holds, quick.measured) == (True, "60 ms (max 900)")
+    assert not paced(None, None, 2.1).holds
+    assert "hand-over" not in paced(None, None).what, "two VMs tell nothing of it"
 
 
 def test_the_report_has_the_fields_that_are_promised() -> None:

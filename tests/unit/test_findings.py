@@ -165,7 +165,6 @@ def test_what_cannot_be_carried_blocks(facts: HostFacts, code: str) -> None:
     ("facts", "code", "severity"),
     [
         (speaking("QoS on port vhu0"), "QOS_RESTARTS", Severity.WARNING),
-        (speaking("multicast snooping on bridge br-int"), "MULTICAST_RELEARNED", Severity.WARNING),
         (bridge(controllers=("tcp:192.0.2.1:6653",)), "CONTROLLER_STATE_NOT_CARRIED", Severity.INFO),
         (bridge(flows=("priority=1 actions=CONTROLLER:65535",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (bridge(flows=("priority=1 actions=controller(reason=no_match)",)), "CONTROLLER_ACTIONS", Severity.WARNING),

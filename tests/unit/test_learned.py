@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from upgrader.core import learned
-from upgrader.core.learned import Address, Route
+from upgrader.core import learned, teaching
+from upgrader.core.learned import Address, Group, Route
 
 NEIGHBOURS = """\
 IP                                            MAC                 Bridge
@@ -24,6 +24,13 @@ FDB = """\
     1     0  52:54:00:00:00:01    3
 LOCAL     7  52:54:00:00:00:02   12
     2     0  52:54:00:00:00:03  static
+"""
+MDB = """\
+ port  VLAN  GROUP                Age
+    1     0  239.1.1.1            12
+    3     7  ff02::1234            0
+    2     0  239.1.1.1             3
+    2     0  querier               3
 """
 MEGAFLOWS = """\
 flow-dump from pmd on cpu core: 0
@@ -66,11 +73,43 @@ def test_learned_addresses_are_compared_by_vlan() -> None:
     assert (found.old, found.new) == ("port 1", "port 9")
 
 
-def test_a_teaching_frame_is_one_of_the_address_it_teaches() -> None:
-    frame = learned.teaching_frame("52:54:00:00:00:01", None)
-    assert (frame[:12], frame[12:24], frame[24:28], len(frame)) == ("0200000088b5", "525400000001", "88b5", 120)
-    tagged = learned.teaching_frame("52:54:00:00:00:01", 7)
+def test_groups_are_compared_and_not_those_on_a_port_that_gets_every_group() -> None:
+    known = learned.groups(MDB)
+    assert known == {Group(0, "239.1.1.1", "1"), Group(7, "ff02::1234", "3"), Group(0, "querier", "2")}
+    assert learned.group_differences("br", known, {*known, Group(0, "239.9.9.9", "1")}) == ()
+    (found,) = learned.group_differences("br", known, known - {Group(7, "ff02::1234", "3")})
+    assert (found.kind, found.what, found.old, found.new) == ("multicast group", "ff02::1234 vlan 7", "port 3", None)
+
+
+def test_an_address_is_taught_by_a_frame_that_goes_nowhere() -> None:
+    frame = teaching.frame(Address(0, "52:54:00:00:00:01", "1"), None)
+    assert (frame[:12], frame[12:24], frame[24:28], len(frame)) == ("525400000001", "525400000001", "88b5", 120)
+    tagged = teaching.frame(Address(7, "52:54:00:00:00:01", "1"), 7)
     assert (tagged[24:32], tagged[32:36], len(tagged)) == ("81000007", "88b5", 120)
+
+
+def test_a_group_is_taught_by_a_report_and_a_querier_by_a_query_after_the_groups() -> None:
+    report = bytes.fromhex(teaching.frame(Group(0, "239.129.1.2", "1"), None))
+    assert report[:6].hex() == "01005e010102", "23 bits of the group (RFC 1112)"
+    assert report[6] & 1, "a source that nobody learns"
+    ip, igmp = report[14:38], report[38:46]
+    assert (ip[0], ip[8], ip[9], igmp[0], igmp[4:]) == (0x46, 1, 2, 0x16, bytes([239, 129, 1, 2]))
+    assert (_sum(ip), _sum(igmp)) == (0xFFFF, 0xFFFF)
+    query = bytes.fromhex(teaching.frame(Group(5, "querier", "1"), 5))
+    assert (query[12:16].hex(), query[34:38], query[42]) == ("81000005", bytes([224, 0, 0, 1]), 0x11)
+    mld = bytes.fromhex(teaching.frame(Group(0, "ff02::1234", "1"), None))
+    assert (mld[:6].hex(), mld[54]) == ("333300001234", 131)
+    length = int.from_bytes(mld[18:20], "big")
+    assert _sum(mld[22:54] + mld[18:20] + bytes([0, 58]) + mld[54 : 54 + length]) == 0xFFFF
+    several = [Group(0, "querier", "1"), Group(0, "239.1.1.1", "2")]
+    assert sorted(several, key=teaching.turn) == several[::-1]
+
+
+def _sum(data: bytes) -> int:
+    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
 
 
 def test_the_busiest_flows_are_traced_once_and_as_ethernet() -> None:

@@ -214,3 +214,13 @@ def test_only_what_differs_the_same_way_twice_persists() -> None:
     first = [Difference("flow", "br", "f", "1", "0"), Difference("flow", "br", "g", "1", "0")]
     later = [Difference("flow", "br", "f", "2", "1"), Difference("flow", "br", "g", "1", "0")]
     assert persisting(first, later) == (later[1],)
+
+
+def test_a_bundle_is_taken_apart_in_its_order_for_a_bridge_that_has_none() -> None:
+    sets = ("group add group_id=1,type=all,bucket=drop", "flow add ip actions=group:1")
+    lines = (*sets, "flow delete_strict arp", "group delete group_id=2")
+    assert openflow.one_by_one(lines) == (
+        ("add-groups", "add group_id=1,type=all,bucket=drop\n"),
+        ("add-flows", "add ip actions=group:1\ndelete_strict arp\n"),
+        ("add-groups", "delete group_id=2\n"),
+    )

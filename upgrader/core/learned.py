@@ -14,8 +14,8 @@ _ENTRY = re.compile(r"^\s*(\S+)\s+(\d+)\s+((?:[0-9a-f]{2}:){5}[0-9a-f]{2})\s+(\S
 # what is another number in each process and says nothing of where a packet goes
 _NUMBERS = re.compile(r"\b(recirc\(0x|meter\(|pid=)[0-9a-f]+")
 _NO_ADDRESSES = "eth(src=00:00:00:00:00:00,dst=00:00:00:00:00:00)"
-_UNICAST_TEST = "02:00:00:00:88:b5"
-_EXPERIMENTAL = "88b5"  # EtherType for local experiments (IEEE 802)
+_GROUP = re.compile(r"^\s*(\S+)\s+(\d+)\s+(querier|[0-9a-f.:]+)\s+\d+\s*$", re.M)
+QUERIER = "querier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,15 @@ class Address:
     port: str
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A multicast group somebody behind a port is in, or the querier behind it: `group` is an address, or ``querier``."""
+
+    vlan: int
+    group: str
+    port: str
+
+
 def neighbours(shown: str) -> dict[tuple[str, str], str]:
     """MAC by bridge and IP address, of `tnl/neigh/show`."""
     return {(bridge, ip): mac for ip, mac, bridge in _NEIGHBOUR.findall(shown)}
@@ -60,6 +69,13 @@ def routes(shown: str, netdevs: Collection[str]) -> tuple[Route, ...]:
 def addresses(shown: str) -> frozenset[Address]:
     """Dynamic entries of `fdb/show`."""
     return frozenset(Address(int(v), mac, port) for port, v, mac, age in _ENTRY.findall(shown) if age != "static")
+
+
+def groups(shown: str) -> frozenset[Group]:
+    """Entries of `mdb/show`. A port with a querier gets every group's packets, and a switch learns no group on it."""
+    found = [Group(int(v), group, port) for port, v, group in _GROUP.findall(shown)]
+    whole = {(g.vlan, g.port) for g in found if g.group == QUERIER}
+    return frozenset(g for g in found if g.group == QUERIER or (g.vlan, g.port) not in whole)
 
 
 def neighbour_differences(
@@ -97,14 +113,12 @@ def address_differences(bridge: str, old: Collection[Address], new: Collection[A
     )
 
 
-def teaching_frame(mac: str, vlan: int | None) -> str:
-    """An Ethernet frame from `mac`, as hexadecimal digits, to an address that `TEACHER` names and nobody has."""
-    tag = f"8100{vlan:04x}" if vlan is not None else ""
-    head = _UNICAST_TEST.replace(":", "") + mac.replace(":", "") + tag + _EXPERIMENTAL
-    return head.ljust(120, "0")
-
-
-TEACHER = _UNICAST_TEST
+def group_differences(bridge: str, old: Collection[Group], new: Collection[Group]) -> tuple[Difference, ...]:
+    """Groups and queriers that the standby does not know of; one more is not yet forgotten."""
+    return tuple(
+        Difference("multicast group", bridge, f"{g.group} vlan {g.vlan}", f"port {g.port}", None)
+        for g in sorted(set(old) - set(new), key=lambda g: (g.vlan, g.group, g.port))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from upgrader.core.proof import Difference, compare
 
@@ -135,6 +136,14 @@ def bundle(old: BridgeState, new: BridgeState, *, moving: bool = False) -> tuple
         lines += [f"flow delete_strict {identity(f)}" for f in gone if f not in set(kept)]
     lines += [f"group delete group_id={n}" for n in have if n not in wanted and not _used(n, kept if surplus else ())]
     return tuple(lines)
+
+
+def one_by_one(lines: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The lines of a bundle as files for `add-groups` and `add-flows`: command and content, in the bundle's order."""
+    return tuple(
+        (f"add-{kind}s", "".join(f"{line.partition(' ')[2]}\n" for line in part))
+        for kind, part in groupby(lines, key=lambda line: line.partition(" ")[0])
+    )
 
 
 def _used(group: int, flows: Iterable[str]) -> bool:

@@ -291,11 +291,13 @@ class Copied:
     changes  what was changed, as ``insert Port vhu3``
     lost     what the other schema has no place for, as ``Bridge.flow_tables``
     waiting  ports that are left out until the source's switch has numbered them
+    bridges  names of those that both have now
     """
 
     changes: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,6 @@ _SPEAKERS: tuple[tuple[str, str, str, str, str], ...] = (
         "queues and token buckets begin full on the new switch",
         "nothing, if a burst may pass",
     ),
-    (
-        *("multicast snooping", "MULTICAST_RELEARNED", "warning"),
-        *("groups are not carried, they are learned again from the next query", "see that a querier is about"),
-    ),
 )
 _EXPORTERS = ("sFlow", "IPFIX", "NetFlow")
 # types that exist twice when two databases name them; tunnels are built in the switch

@@ -33,7 +33,7 @@ from upgrader.steps.take_over import take_over
 
 log = structlog.get_logger(__name__)
 
-_FOLLOW_S = 5.0  # between two copies of what controllers and the network taught the active
+_STALE_S = 10.0  # a standby that was not brought in step for so long is not what the active is
 _AGAIN_S = 30.0  # between two attempts to arm a host
 _SILENT = 3  # looks after which a connection is made anew
 _RUNS = 200  # of the journal, looked at for the last wish and the last takeovers
@@ -65,7 +65,7 @@ class _Armed:
     plan: Plan
     hot: Context
     cold: Context
-    followed_s: float | None = None
+    following: replication.Following = field(default_factory=replication.Following)
     automatic: bool = False
     watch: _Watch | None = None
     silent: dict[str, int] = field(default_factory=dict)
@@ -215,11 +215,9 @@ class Guard:
             cold = armed.cold
             lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
             lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
-            now_s = cold.host.clock.monotonic_s()
-            if armed.followed_s is None or now_s - armed.followed_s > _FOLLOW_S:
-                armed.followed_s = None
-                replication.follow(cold, *replication.sides(cold))
-                armed.followed_s = now_s
+            in_step = armed.following.poll(cold)
+            if stale := in_step.stale(cold.host.clock.monotonic_s(), _STALE_S):
+                lacking.append(stale)
         except UpgradeError as error:
             lacking.append(str(error))
         state = Protection.STALE if lacking else Protection.ARMED

@@ -63,12 +63,14 @@ class Exercise:
         run = self._session.finish(stop=True)
         event = f"{report['from_slot']} -> {report['to_slot']}"
         felt = []
-        for move in report["moves"]:
+        ended = [move["ended_at_ns"] for move in report["moves"]]
+        for number, move in enumerate(report["moves"]):
             domain = str(move["vm"]).split("/", maxsplit=1)[0]
             figures = run.figures(run.window(move["vm"]), control=control)
             mine = {f.direction: f for f in figures if f.vm == domain}
             others = tuple(f for f in figures if f.vm != domain and f.direction in FABRIC)
-            felt.append(Felt(event, domain, move["blackout_us"], mine, others))
+            apart_s = (ended[number] - ended[number - 1]) / 1e9 if number > 1 else None
+            felt.append(Felt(event, domain, move["blackout_us"], mine, others, apart_s))
         return Exercised(tuple(felt), disturbances(run.links))
 
     def stock_restart(self, control: TrafficRun, prefix: Path) -> Exercised:

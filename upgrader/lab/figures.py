@@ -17,6 +17,7 @@ GAP_BEYOND_CONTROL_US = 20_000
 GAP_SHARE = 0.9
 LOST = 5
 TIMES_BETTER = 20
+APART_S = 0.3
 
 
 # What the report says of each direction (FlowFigures tells what they are).
@@ -43,6 +44,8 @@ class Felt:
     blackout_us  how long nobody served its rings: inside QEMU for a move; for a restart from the loss of the old
                  process to the connection of the new, by QEMU's clock
     bystanders   flows from and to the fabric of the VMs that were not moved, in the same window
+    apart_s      from the end of the hand-over before to the end of this one; None for the first two of a run, since the
+                 first VM is watched for a while
     """
 
     event: str
@@ -50,6 +53,7 @@ class Felt:
     blackout_us: float
     directions: Mapping[Direction, FlowFigures]
     bystanders: tuple[FlowFigures, ...] = ()
+    apart_s: float | None = None
 
     def beyond_control_us(self) -> int:
         """The longest gap from or to the fabric, minus the control run's longest of that direction; never below 0."""
@@ -75,6 +79,8 @@ class Felt:
             "blackout_us": round(self.blackout_us, 1),
             "directions": {d.value: {k: f.as_json()[k] for k in KEEP} for d, f in self.directions.items()},
         }
+        if self.apart_s is not None:
+            entry["apart_s"] = round(self.apart_s, 3)
         if self.bystanders:
             entry["bystanders"] = {
                 kind: {"median": median(values), "worst": max(values)}
@@ -166,7 +172,17 @@ def limits(moves: Sequence[Felt], restart: Sequence[Felt], disturbed: Mapping[st
             "none",
             not disturbed,
         ),
+        *_pace([m.apart_s for m in moves if m.apart_s is not None]),
     )
+
+
+def _pace(apart_s: Sequence[float]) -> tuple[Limit, ...]:
+    """How quickly one VM follows the other; nothing where that cannot be told."""
+    if not apart_s:
+        return ()
+    measured = f"{median(apart_s) * 1000:.0f} ms (max {max(apart_s) * 1000:.0f})"
+    what = "from one VM's hand-over to the next one's, median"
+    return (Limit(what, measured, f"{APART_S * 1000:.0f} ms", median(apart_s) <= APART_S),)
 
 
 def report_json(

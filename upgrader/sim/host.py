@@ -32,7 +32,7 @@ from upgrader.core.model import (
 from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
-from upgrader.ports import Follower, Host
+from upgrader.ports import Host
 from upgrader.sim.facts import slot, switch_facts, vm_interface
 from upgrader.sim.world import World, refused
 
@@ -123,14 +123,11 @@ class SimDatabase:
         # a port without a binding keeps what it has
         both = (*self._w.bound.get(target.name, ()), *bindings)
         self._w.bound[target.name] = tuple({b.interface: b for b in both}.values())
-        return Copied()
+        return Copied(bridges=tuple(b.name for b in self._w.switch.bridges))
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         self._w.look(f"differences {source.name} {target.name}")
         return ()
-
-    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower:
-        raise NotImplementedError("the simulated host has nothing to monitor")
 
     def in_control(self, slot: Slot) -> bool:
         self._w.look(f"in_control {slot.name}")

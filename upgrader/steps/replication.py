@@ -11,7 +11,6 @@ from upgrader.core.errors import StepError, UpgradeError
 from upgrader.core.in_step import InStep
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
-from upgrader.ports import Follower
 from upgrader.steps.base import Context, Data
 
 _FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
@@ -25,19 +24,23 @@ def sides(context: Context) -> tuple[Slot, Slot]:
 
 
 def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True, moving: bool = False) -> Data:
-    """Bring all of one switch's state to the other; returns what was changed. Idempotent."""
+    """Bring all of one switch's state to the other; returns what was changed. Idempotent; cheap where little was.
+
+    While VMs are `moving`, what either switch learned goes to the other: each sees what the other does not.
+    """
     host = context.host
     begun_s = host.clock.monotonic_s()  # what is written from now on may be missed
     context.freshness.at_s = None  # until it has succeeded
     copied = host.database.sync(leader, follower, _bindings(context, follower))
-    bridges = _bridges(context, leader, follower)
-    host.resources.copy_addresses(leader, follower, bridges)
+    host.resources.copy_addresses(leader, follower, copied.bridges)
     changed: dict[str, object] = {"rows": len(copied.changes)}
     total: dict[str, int] = {}
-    for bridge in bridges:
+    for bridge in copied.bridges:
         for what, count in host.openflow.sync(leader, follower, bridge, hold=hold, moving=moving).items():
             total[what] = total.get(what, 0) + count
-    taught = host.openflow.sync_learned(leader, follower, bridges)
+    taught = host.openflow.sync_learned(leader, follower, copied.bridges)
+    if moving:
+        host.openflow.sync_learned(follower, leader, copied.bridges)
     changed |= total | {what: count for what, count in taught.items() if count}
     context.freshness.at_s = begun_s
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
@@ -55,46 +58,29 @@ def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Differe
 
 
 class Following:
-    """A standby kept in step while it is armed, or while a run waits: call `poll` again and again.
+    """A standby kept in step while it is armed: call `poll` again and again; it follows every `every_s`.
 
-    Changes of the database come by a monitor, at once; flows and what was learned are compared every `flows_every_s`.
-    Nothing raises out of `poll`: what goes wrong is in `in_step`, and the next call tries again from the beginning.
+    Nothing raises out of `poll`: what goes wrong is in `in_step`, and the next call tries again.
     """
 
-    def __init__(self, context: Context, flows_every_s: float = 2.0) -> None:
-        self._context, self._every_s = context, flows_every_s
+    def __init__(self, every_s: float = 2.0) -> None:
+        self._every_s = every_s
         self._due_s = 0.0
-        self._sides: tuple[Slot, Slot] | None = None
-        self._follower: Follower | None = None
         self.in_step = InStep()
 
-    def poll(self, timeout_s: float = 0.0) -> InStep:
-        """One look, waiting up to `timeout_s` for a change of the database."""
-        clock = self._context.host.clock
+    def poll(self, context: Context) -> InStep:
+        """A round when one is due, with the VMs and ports of the plan of now."""
+        clock = context.host.clock
+        begun_s = clock.monotonic_s()
+        if begun_s < self._due_s:
+            return self.in_step
         try:
-            if self._follower is None or self._sides is None:
-                self._sides = sides(self._context)
-                leader, follower = self._sides
-                self._follower = self._context.host.database.follow(
-                    leader, follower, _bindings(self._context, follower)
-                )
-                self._due_s = 0.0
-            changed = self._follower.poll(timeout_s).changes
-            if changed or clock.monotonic_s() >= self._due_s:
-                begun_s = clock.monotonic_s()
-                follow(self._context, *self._sides)
-                self._due_s = clock.monotonic_s() + self._every_s
-                self.in_step = self.in_step.succeeded(begun_s)
+            follow(context, *sides(context))
+            self._due_s = clock.monotonic_s() + self._every_s
+            self.in_step = self.in_step.succeeded(begun_s)
         except UpgradeError as error:
             self.in_step = self.in_step.failed(str(error))
-            self.close()
         return self.in_step
-
-    def close(self) -> None:
-        """Give the monitor up; a later `poll` begins anew, and looks again who is in control."""
-        if self._follower is not None:
-            self._follower.close()
-        self._follower = None
 
 
 def keep_up(context: Context) -> Data:
@@ -109,10 +95,7 @@ def keep_up(context: Context) -> Data:
         return {}  # one is left: there is nothing to follow, and the step says what that means
     leader, follower = sides(context)
     try:
-        changed = follow(context, leader, follower, moving=True)
-        # half moved, each switch sees what the other does not: neighbours and addresses go both ways
-        context.host.openflow.sync_learned(follower, leader, _bridges(context, leader, follower))
-        return changed
+        return follow(context, leader, follower, moving=True)
     except UpgradeError as error:
         raise StepError(
             "REPLICATION_STALE",

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from upgrader.adapters.ofctl import learned, traces
-from upgrader.adapters.ofctl.programs import ofctl
+from upgrader.adapters.ofctl.programs import ofctl, speaks_none_of
+from upgrader.adapters.ofctl.watch import Token, Watches
 from upgrader.core import openflow
+from upgrader.core.errors import CommandError
 from upgrader.core.model import Slot
 from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
@@ -16,7 +18,14 @@ _NO_FLOWS = "--no-stats dump-flows"
 
 
 class Ofctl:
-    """Reads, copies and compares what is in bridges."""
+    """Reads, copies and compares what is in bridges.
+
+    What a `sync` found equal is not looked at by the next one while neither bridge says that it was changed.
+    """
+
+    def __init__(self) -> None:
+        self._watches = Watches()
+        self._equal: dict[tuple[object, ...], tuple[Token, Token]] = {}
 
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]:
         """Every flow as ovs-ofctl prints it, without statistics and with port numbers."""
@@ -27,25 +36,15 @@ class Ofctl:
         return openflow.body(ofctl(slot, slot, bridge, "dump-groups"))
 
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
-        old, new = _both(source, target, bridge, hold=hold)
-        changed = {}
-        if stale := openflow.stale_tlvs(old.tlv_map, new.tlv_map):
-            new = _forget_tlvs(target, bridge, new, stale)
-            changed["tlv delete"] = len(stale)
-        if added := openflow.stale_tlvs(new.tlv_map, old.tlv_map):
-            ofctl(target, target, bridge, "add-tlv-map", ",".join(added))
-            changed["tlv add"] = len(added)
-        differ = openflow.numbered(old.meters), openflow.numbered(new.meters)
-        for number in [n for n, m in differ[0].items() if differ[1].get(n) != m]:
-            verb = "mod-meter" if number in differ[1] else "add-meter"
-            ofctl(target, target, bridge, verb, differ[0][number])
-            changed["meter set"] = changed.get("meter set", 0) + 1
-        if lines := openflow.bundle(old, new, moving=moving):
-            _bundle(target, bridge, lines)
-            changed |= openflow.summary(lines)
-        for number in differ[1].keys() - differ[0].keys():  # the flows that used it are gone by now
-            ofctl(target, target, bridge, "del-meter", number)
-            changed["meter delete"] = changed.get("meter delete", 0) + 1
+        what = (source.rundir, target.rundir, bridge, hold, moving)
+        # looked at before the dumps, so that whatever is changed from now on, by us as well, makes another state
+        old, new = (self._watches.look(slot, bridge) for slot in (source, target))
+        if old and new and self._equal.get(what) == (old, new):
+            return {}
+        self._equal.pop(what, None)
+        changed = _sync(source, target, bridge, hold=hold, moving=moving)
+        if old and new and not changed:
+            self._equal[what] = old, new
         return changed
 
     def release_flows(self, slot: Slot, bridge: str) -> int:
@@ -67,8 +66,38 @@ class Ofctl:
         return traces.compare(source, target, limit)
 
 
+def _sync(source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool) -> Mapping[str, int]:
+    old, new = _both(source, target, bridge, hold=hold)
+    changed = {}
+    if stale := openflow.stale_tlvs(old.tlv_map, new.tlv_map):
+        new = _forget_tlvs(target, bridge, new, stale)
+        changed["tlv delete"] = len(stale)
+    if added := openflow.stale_tlvs(new.tlv_map, old.tlv_map):
+        ofctl(target, target, bridge, "add-tlv-map", ",".join(added))
+        changed["tlv add"] = len(added)
+    differ = openflow.numbered(old.meters), openflow.numbered(new.meters)
+    for number in [n for n, m in differ[0].items() if differ[1].get(n) != m]:
+        verb = "mod-meter" if number in differ[1] else "add-meter"
+        ofctl(target, target, bridge, verb, differ[0][number])
+        changed["meter set"] = changed.get("meter set", 0) + 1
+    if lines := openflow.bundle(old, new, moving=moving):
+        _bundle(target, bridge, lines)
+        changed |= openflow.summary(lines)
+    for number in differ[1].keys() - differ[0].keys():  # the flows that used it are gone by now
+        ofctl(target, target, bridge, "del-meter", number)
+        changed["meter delete"] = changed.get("meter delete", 0) + 1
+    return changed
+
+
 def _bundle(slot: Slot, bridge: str, lines: Sequence[str]) -> None:
-    ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+    """In one transaction; in order and one by one where the bridge speaks nothing newer than OpenFlow 1.2."""
+    try:
+        ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+    except CommandError as error:
+        if not speaks_none_of(error):
+            raise
+        for command, part in openflow.one_by_one(lines):
+            ofctl(slot, slot, bridge, command, "-", stdin=part)
 
 
 def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
@@ -85,9 +114,18 @@ def _state(reader: Slot, slot: Slot, bridge: str) -> BridgeState:
     return BridgeState(
         flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS)),
         groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups")),
-        meters=openflow.meters(ofctl(reader, slot, bridge, "dump-meters")),
+        meters=_meters(reader, slot, bridge),
         tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map")),
     )
+
+
+def _meters(reader: Slot, slot: Slot, bridge: str) -> tuple[str, ...]:
+    try:
+        return openflow.meters(ofctl(reader, slot, bridge, "dump-meters"))
+    except CommandError as error:
+        if speaks_none_of(error):
+            return ()  # before OpenFlow 1.3 there were none
+        raise
 
 
 def _forget_tlvs(target: Slot, bridge: str, state: BridgeState, stale: Sequence[str]) -> BridgeState:

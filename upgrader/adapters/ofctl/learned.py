@@ -1,19 +1,22 @@
-"""Tunnel neighbours, routes and learned addresses, from one switch to another by ovs-appctl and packet-out."""
+"""Tunnel neighbours, routes, learned addresses and multicast groups, from one switch to another by ovs-appctl."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from upgrader.adapters.ofctl.programs import appctl, asked, ofctl
-from upgrader.core import learned
-from upgrader.core.learned import Address
+from upgrader.adapters.ofctl.programs import appctl, asked
+from upgrader.core import learned, teaching
+from upgrader.core.learned import Address, Group
 from upgrader.core.model import Slot
 from upgrader.core.proof import Difference
+
+_T = TypeVar("_T", Address, Group)
 
 
 def sync(source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
     """Bring over what the target lacks; returns how many of each."""
-    taught = {"neighbours": 0, "routes": 0, "addresses": 0}
+    taught = {"neighbours": 0, "routes": 0, "addresses": 0, "multicast": 0}
     here = _neighbours(target)
     for (bridge, ip), mac in _neighbours(source).items():
         if here.get((bridge, ip)) != mac:
@@ -29,7 +32,8 @@ def sync(source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int
             appctl(target, "ovs/route/add", route.prefix, route.netdev, *gateway, *_mark(route.mark))
             taught["routes"] += 1
     for bridge in bridges:
-        taught["addresses"] += _teach(target, bridge, _addresses(source, bridge))
+        taught["addresses"] += _teach(target, bridge, _addresses(source, bridge), _addresses)
+        taught["multicast"] += _teach(target, bridge, _groups(source, bridge), _groups)
     return taught
 
 
@@ -40,6 +44,7 @@ def differences(source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Dif
         *learned.neighbour_differences(_neighbours(source), _neighbours(target)),
         *learned.route_differences(old, new),
         *(d for b in bridges for d in learned.address_differences(b, _addresses(source, b), _addresses(target, b))),
+        *(d for b in bridges for d in learned.group_differences(b, _groups(source, b), _groups(target, b))),
     )
 
 
@@ -59,28 +64,24 @@ def _addresses(slot: Slot, bridge: str) -> frozenset[Address]:
     return learned.addresses(asked(slot, "fdb/show", bridge) or "")
 
 
-def _teach(target: Slot, bridge: str, known: Collection[Address]) -> int:
-    """Have the bridge learn addresses as from a frame that came in there (packet-out, NORMAL).
+def _groups(slot: Slot, bridge: str) -> frozenset[Group]:
+    return learned.groups(asked(slot, "mdb/show", bridge) or "")
 
-    The frames go to an address that stands on the LOCAL port meanwhile, so that they are not flooded; the kernel drops
-    them. A port that takes no tagged frames for a VLAN is its access port: there they go untagged.
+
+def _teach(target: Slot, bridge: str, known: frozenset[_T], read: Callable[[Slot, str], frozenset[_T]]) -> int:
+    """Have the bridge learn as from frames that come in there; returns how many things it has learned.
+
+    Traced with NORMAL they are learned from and not sent (ofproto/trace-packet-out, ovs-vswitchd(8)). A port that takes
+    no tagged frames for a VLAN is its access port: there they go untagged.
     """
-    lacking = set(known) - _addresses(target, bridge)
-    if not lacking:
-        return 0
-    vlans = sorted({a.vlan for a in lacking})
-    try:
-        for vlan in vlans:
-            if asked(target, "fdb/add", bridge, bridge, str(vlan), learned.TEACHER) is None:
+    lacking = left = known - read(target, bridge)
+    for tagged in (True, False):
+        for thing in sorted(left, key=teaching.turn):
+            if tagged and not thing.vlan:
+                continue
+            frame = teaching.frame(thing, thing.vlan if tagged else None)
+            if asked(target, "ofproto/trace-packet-out", bridge, f"in_port={thing.port}", frame, "NORMAL") is None:
                 return 0  # older than the command: what was learned is learned anew
-        for tagged in (True, False):
-            for a in sorted(lacking, key=lambda a: (a.vlan, a.mac)):
-                if tagged and not a.vlan:
-                    continue
-                frame = learned.teaching_frame(a.mac, a.vlan if tagged else None)
-                ofctl(target, target, bridge, "packet-out", f"in_port={a.port},packet={frame},actions=NORMAL")
-            lacking -= _addresses(target, bridge)
-    finally:
-        for vlan in vlans:
-            asked(target, "fdb/del", bridge, str(vlan), learned.TEACHER)
-    return len(set(known) & _addresses(target, bridge))
+        if left:
+            left -= read(target, bridge)
+    return len(lacking - left)

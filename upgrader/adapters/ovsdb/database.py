@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import structlog
 
 from upgrader.adapters import gate
 from upgrader.adapters.ovsdb import base, idl
-from upgrader.adapters.ovsdb.session import Session, session
+from upgrader.adapters.ovsdb.session import Session, Sessions
 from upgrader.core import control, merge, replica
 from upgrader.core.control import Control
 from upgrader.core.errors import CommandError, HostError
@@ -25,6 +26,9 @@ _MANAGERS = "db:Open_vSwitch,Open_vSwitch,manager_options"
 class Ovsdb:
     """Reads and writes the databases of slots."""
 
+    def __init__(self) -> None:
+        self._sessions = Sessions()
+
     def read(self, slot: Slot) -> SwitchFacts:
         return idl.read(slot)
 
@@ -35,71 +39,38 @@ class Ovsdb:
         return idl.unready(slot, expected_up)
 
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
-        with session(source) as old, session(target) as new:
+        with self._sessions.session(source) as old, self._sessions.session(target) as new:
             return _sync(old, new, bindings, applied=applied)
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
-        with session(source) as old, session(target) as new:
+        # a proof goes by the databases themselves, not by what earlier rounds have kept of them
+        with closing(Session(source)) as old, closing(Session(target)) as new:
             wanted, _ = _wanted(old, new, bindings)
             return (*replica.differences(wanted, replica.configuration(new.tables)), *_numbers(old, new))
 
     def in_control(self, slot: Slot) -> bool:
-        with session(slot) as opened:
+        with self._sessions.session(slot) as opened:
             return control.in_control(opened.tables)
 
     def control(self, slot: Slot) -> Control:
-        with session(slot) as opened:
+        with self._sessions.session(slot) as opened:
             return control.control(opened.tables)
 
     def release_control(self, slot: Slot) -> None:
-        with session(slot) as opened:
+        with self._sessions.session(slot) as opened:
             if control.in_control(opened.tables):
                 before = replica.configuration(opened.tables)
                 edits = _change(opened, control.released(opened.tables, slot), applied=True)
                 base.keep(slot, merge.after(before, edits))
 
     def assume_control(self, slot: Slot) -> None:
-        with session(slot) as opened:
+        with self._sessions.session(slot) as opened:
             if not control.is_parked(opened.tables):
                 return
             if control.control(opened.tables).managers:
                 _serve_managers(slot)
             _change(opened, control.assumed(opened.tables), applied=True)
             base.forget(slot)
-
-    def follow(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Follower:
-        return Follower(source, target, bindings)
-
-
-class Follower:
-    """Keeps one database what another says, from one monitor of it: a snapshot, then every change.
-
-    `poll` takes in what came and applies it. A connection that is lost is said by HostError, once; the next `poll`
-    begins again with a snapshot.
-    """
-
-    def __init__(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> None:
-        self._source, self._target, self._bindings = source, target, bindings
-        self._sessions: tuple[Session, Session] | None = None
-
-    def poll(self, timeout_s: float = 0.0) -> Copied:
-        try:
-            fresh = self._sessions is None
-            if self._sessions is None:
-                self._sessions = Session(self._source), Session(self._target)
-            old, new = self._sessions
-            came = old.poll(timeout_s)
-            if not (new.poll() or came or fresh):
-                return Copied()
-            return _sync(old, new, self._bindings, applied=False)
-        except HostError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for opened in self._sessions or ():
-            opened.close()
-        self._sessions = None
 
 
 def _wanted(old: Session, new: Session, bindings: Sequence[PortBinding]) -> tuple[Tables, tuple[str, ...]]:
@@ -134,7 +105,8 @@ def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applie
     told = tuple(f"{e.op} {e.table} {e.name}" for e in edits)
     if told:
         log.debug("database followed", slot=new.slot.name, changes=told)
-    return Copied(changes=told, lost=lost, waiting=waiting)
+    bridges = tuple(sorted(str(replica.one(r, "name")) for r in replica.rows(wanted, replica.BRIDGE)))
+    return Copied(changes=told, lost=lost, waiting=waiting, bridges=bridges)
 
 
 def _carry_back(leader: Session, follower: Session, agreed: Tables) -> None:

@@ -17,8 +17,8 @@ from upgrader.core.model import Bridge, Interface, Slot, SwitchFacts
 # what is looked at; a switch of many ports tells thousands of counters besides
 _COLUMNS = {
     "Open_vSwitch": "bridges manager_options ovs_version",
-    "Bridge": """name datapath_type fail_mode controller protocols ports stp_enable rstp_enable mcast_snooping_enable
-        mirrors netflow sflow ipfix""",
+    "Bridge": """name datapath_type fail_mode controller protocols ports stp_enable rstp_enable mirrors
+        netflow sflow ipfix""",
     "Port": "name interfaces lacp qos",
     "Interface": "name type options external_ids ofport link_state error bfd cfm_mpid",
     "Controller": "target",
@@ -112,7 +112,6 @@ def _speakers(bridge: Any) -> list[str]:
         for what, column in (
             ("STP", bridge.stp_enable),
             ("RSTP", bridge.rstp_enable),
-            ("multicast snooping", bridge.mcast_snooping_enable),
             ("mirrors", bridge.mirrors),
         )
         if column

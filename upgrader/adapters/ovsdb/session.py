@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ovs.jsonrpc
@@ -18,6 +19,7 @@ from upgrader.core.replica import Edit, Schema, Tables, decode, monitored
 
 _DB = "Open_vSwitch"
 _ANSWER_S = 10.0
+LOST = "MONITOR_LOST"
 
 
 class Session:
@@ -49,6 +51,10 @@ class Session:
     def close(self) -> None:
         """Hang up; safe to call twice."""
         self._rpc.close()
+
+    def catch_up(self) -> None:
+        """Take in all that was committed before: ovsdb-server sends it ahead of the answer to a transaction (of nothing)."""
+        self._ask("transact", [_DB])
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Take in what has come, waiting up to `timeout_s` for the first of it; whether anything has.
@@ -165,14 +171,40 @@ _EAGAIN = 11
 _EOF = -1
 
 
-@contextmanager
-def session(slot: Slot) -> Iterator[Session]:
-    """A session for the length of a block."""
-    opened = Session(slot)
-    try:
-        yield opened
-    finally:
-        opened.close()
+class Sessions:
+    """Sessions that stay open between uses: a look at a database in which nothing was changed costs one message.
+
+    Each has one user at a time; a second one at the same time gets a session of its own.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[Path, Session] = {}
+
+    @contextmanager
+    def session(self, slot: Slot) -> Iterator[Session]:
+        """A session that holds everything committed so far. Raises HostError."""
+        opened = self._kept(slot) or Session(slot)
+        try:
+            yield opened
+        except BaseException:
+            opened.close()
+            raise
+        if self._idle.setdefault(slot.db_socket, opened) is not opened:
+            opened.close()
+
+    def _kept(self, slot: Slot) -> Session | None:
+        kept = self._idle.pop(slot.db_socket, None)
+        if kept is None:
+            return None
+        kept.slot = slot
+        try:
+            kept.catch_up()
+        except HostError as error:
+            kept.close()
+            if error.code != LOST:
+                raise
+            return None
+        return kept
 
 
 def _unreachable(slot: Slot, reason: str) -> HostError:
@@ -186,7 +218,7 @@ def _unreachable(slot: Slot, reason: str) -> HostError:
 
 def _lost(slot: Slot, reason: str) -> HostError:
     return HostError(
-        "MONITOR_LOST",
+        LOST,
         f"the connection to the database of slot {slot.name} is gone: {reason}",
         state="what changed since is not known until it is read anew",
         next=f"ovs-vsctl --db=unix:{slot.db_socket} show",
