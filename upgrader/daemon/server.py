@@ -7,7 +7,9 @@ import os
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,7 +22,8 @@ from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
 from upgrader.engine.control import Control, Request
 from upgrader.engine.coordinator import Coordinator
 from upgrader.engine.run import Engine
-from upgrader.engine.takeover import Guard, Resume, Taken, Todo
+from upgrader.engine.sentry import Taken
+from upgrader.engine.takeover import Guard, Resume, Todo
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +40,14 @@ class Started(TypedDict):
 class Runner:
     """Carries out one run at a time; asked by any thread."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, post: Callable[[], Connection] | None = None) -> None:
         self._coordinator = coordinator
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._control = Control()
         self._engine: Engine | None = None
         self.news = threading.Event()  # something has happened that `keep` should look at
-        self.guard = Guard(coordinator, self.news.set)
+        self.guard = Guard(coordinator, self.news.set, post)
 
     @property
     def busy(self) -> bool:
@@ -185,8 +188,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, config: Path, coordinator: Coordinator) -> None:
-        self.runner = Runner(coordinator)
+    def __init__(
+        self, path: Path, config: Path, coordinator: Coordinator, post: Callable[[], Connection] | None = None
+    ) -> None:
+        self.runner = Runner(coordinator, post)
         self.path = path
         self._config = config
         self._door = threading.Lock()

@@ -17,6 +17,7 @@ from upgrader.core.errors import UpgradeError
 from upgrader.daemon.logs import set_up
 from upgrader.daemon.notify import notify, watchdog_s
 from upgrader.daemon.protocol import error_fields
+from upgrader.daemon.sentry import post
 from upgrader.daemon.server import Runner, Server
 from upgrader.engine.control import Request
 from upgrader.engine.lock import host_lock
@@ -38,7 +39,7 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
     with host_lock(settings.host.lock):
         one, journal = coordinator(config)
         settled = one.start()
-        server = Server(settings.host.socket, config, one)
+        server = Server(settings.host.socket, config, one, lambda: post(config))
         serving = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="serve", daemon=True
         )

@@ -82,12 +82,12 @@ class SimProcesses:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
 
-    def watch(self, slot: Slot) -> int | None:
+    def watch(self, slot: Slot) -> SimDeathWatch | None:
         if self._w.pids[slot.name] is None or not self._w.watchable:
             return None
         readable, end = os.pipe()
         self._w.watchers.setdefault(slot.name, []).append(end)
-        return readable
+        return SimDeathWatch(readable)
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         self._w.call(f"fence {slot.name}")
@@ -98,6 +98,24 @@ class SimProcesses:
 
     def start_at_boot(self, slot: Slot) -> None:
         self._w.call(f"start_at_boot {slot.name}")
+
+
+class SimDeathWatch:
+    """A pipe whose other end is closed by `World.die`."""
+
+    early = True
+
+    def __init__(self, readable: int) -> None:
+        self._readable = readable
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def died(self) -> bool:
+        return os.read(self._readable, 1) == b""
+
+    def close(self) -> None:
+        os.close(self._readable)
 
 
 class SimDatabase:
