@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from upgrader.core.control import Control
+from upgrader.core.health import Pulse
 from upgrader.core.journal import Event, Heading, RunView
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
@@ -46,6 +47,15 @@ class DeathWatch(Protocol):
     def close(self) -> None: ...
 
 
+class Probe(Protocol):
+    """Looks at a switch without ever waiting for it."""
+
+    def pulse(self) -> Pulse | None:
+        """One look; None when the process is gone."""
+
+    def close(self) -> None: ...
+
+
 class Processes(Protocol):
     """The two daemons of a slot."""
 
@@ -64,6 +74,9 @@ class Processes(Protocol):
     def kill_switch(self, slot: Slot) -> None: ...
     def watch(self, slot: Slot) -> DeathWatch | None:
         """What tells of the death of the slot's switch, None where none runs; the caller closes it."""
+
+    def probe(self, slot: Slot) -> Probe | None:
+        """What looks at how the slot's switch works, None where none runs; the caller closes it."""
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         """SIGKILL the slot's switch where it lives, and return once none of its threads will run in user space again.

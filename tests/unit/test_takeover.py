@@ -330,6 +330,47 @@ def test_manual_the_sentry_only_tells(tmp_path: Path) -> None:
     assert runner.guard.standing.state is Protection.EXPOSED
 
 
+def test_a_switch_that_is_stopped_is_taken_over_from(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    runner.keep()  # armed when it was looked at before: what it says of a hang counts
+    run.world.stopped.add("a")
+    assert runner.news.wait(10)
+    assert run.world.calls.index("fence a") < run.world.calls.index("failover b")
+    runner.keep()
+    runner.join(10)
+    settled(run.world, "b")
+    assert run.world.trouble == []
+    latest = run.journal.latest()
+    assert latest is not None
+    assert latest.steps[0].data["hung"] == "it is stopped by a signal"
+
+
+def test_manual_a_switch_that_hangs_is_told_of_and_that_it_goes_on(tmp_path: Path) -> None:
+    run = host(tmp_path, policy=TakeoverPolicy("manual"))
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    runner.keep()
+    calls = list(run.world.calls)
+    run.world.stopped.add("a")
+    assert runner.news.wait(10)
+    runner.news.clear()
+    runner.keep()
+    assert run.world.calls == calls
+    assert runner.guard.standing.state is Protection.EXPOSED
+    assert "stopped by a signal" in runner.guard.standing.reason
+    assert runner.guard.standing.next == "upgrade takeover"
+    run.world.stopped.clear()
+    assert runner.news.wait(10)
+    runner.keep()
+    assert runner.guard.standing.state is Protection.ARMED
+
+
 def test_the_sentry_takes_over_by_itself(tmp_path: Path) -> None:
     run = host(tmp_path)
     run.world.watchable = True

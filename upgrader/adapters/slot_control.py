@@ -15,6 +15,7 @@ import structlog
 
 from upgrader.adapters import gate
 from upgrader.adapters.death import DeathWatch, is_dying, threads_are_out
+from upgrader.adapters.probe import SwitchProbe
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import Slot, SlotStatus
 
@@ -139,6 +140,10 @@ class SlotControl:
             return DeathWatch(pid)
         except ProcessLookupError:
             return None
+
+    def probe(self, slot: Slot) -> SwitchProbe | None:
+        pid = live_pid(slot.vswitchd_pidfile, SWITCH)
+        return SwitchProbe(pid, control_socket(slot, SWITCH)) if pid is not None else None
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         """By the state of every thread in /proc (proc_pid_stat(5)): a big process is fenced long before it is gone."""

@@ -19,10 +19,11 @@ from multiprocessing.connection import Connection, wait
 import structlog
 
 from upgrader.core.errors import HostError, UpgradeError
+from upgrader.core.health import Health
 from upgrader.core.journal import Data
 from upgrader.core.plan import Plan
 from upgrader.engine.coordinator import Setup
-from upgrader.ports import DeathWatch
+from upgrader.ports import DeathWatch, Probe
 from upgrader.steps import Context
 from upgrader.steps.take_over import take_over
 
@@ -30,15 +31,17 @@ log = structlog.get_logger(__name__)
 
 _AT_A_TIME = 8  # VMs whose QEMU is spoken to
 _READY_S = 20.0  # an interpreter takes to start on a busy machine, and to connect to all it needs
+_PULSE_S = 0.1  # between two looks at whether it works
 _STOP_S = 10.0  # a takeover takes to end
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a takeover would do now, and whether the sentry is to do it by itself."""
+    """What a takeover would do now, and whether the sentry is to do it by itself: at a death, and where the active hangs."""
 
     plan: Plan
-    automatic: bool
+    at_death: bool
+    at_hang: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +71,43 @@ class Died:
     """The active has died, and there is no order to take over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hangs:
+    """The active lives and does not work, and there is no order to take over from it; empty: it does again."""
+
+    what: str
+
+
 def serve(orders: Connection, setup: Setup) -> None:
     """Be the sentry, until the guard says stop (None) or is gone."""
     pool = ThreadPoolExecutor(_AT_A_TIME, "bring")
     death: DeathWatch | None = None
+    probe: Probe | None = None
     order: Order | None = None
+    health = Health()
     try:
         while True:
-            readable = wait([orders, death] if death else [orders])
+            readable = wait([orders, death] if death else [orders], _PULSE_S if probe else None)
             if orders in readable:
                 order = orders.recv()
                 if order is None:
                     return
                 context = _context(setup, order)
                 death = death or setup.host.processes.watch(context.source)
+                probe = probe or setup.host.processes.probe(context.source)
                 orders.send(_get_ready(context, pool, death))
-            elif death and death.died():
-                death.close()
-                death = None
-                orders.send(_act(setup, order, pool) if order and order.automatic else Died())
+            elif death in readable:
+                if death and death.died():
+                    orders.send(_act(setup, order, pool, "") if order and order.at_death else Died())
+                    death.close()
+                    death = probe = None
+            elif order and probe and (pulse := probe.pulse()):
+                before, health = health.hang, health.after(pulse)
+                if health.hang and order.at_hang:
+                    orders.send(_act(setup, order, pool, health.hang))
+                    death = probe = None
+                elif health.hang != before:
+                    orders.send(Hangs(health.hang))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # no guard, no sentry: QEMU moves the rings by itself, the next guard does the rest
     finally:
@@ -125,10 +146,11 @@ def _go_first(together: threading.Barrier | None = None) -> None:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
-def _act(setup: Setup, order: Order, pool: ThreadPoolExecutor) -> Taken | Failed:
+def _act(setup: Setup, order: Order, pool: ThreadPoolExecutor, hang: str) -> Taken | Failed:
     """The takeover itself: effects first, the record after them."""
     try:
-        return Taken(order.plan, take_over(_context(setup, order), order.plan.all_ports, pool.map))
+        data = take_over(_context(setup, order), order.plan.all_ports, pool.map)
+        return Taken(order.plan, {**data, "hung": hang} if hang else data)
     except UpgradeError as error:
         return Failed(str(error), error.next)
 
@@ -142,6 +164,7 @@ class Sentry:
         self._answered = threading.Event()
         self._ended = threading.Event()
         self.news: Taken | Failed | Died | None = None
+        self.hangs = ""
         self.ready: Ready | None = None
         threading.Thread(target=self._listen, name="sentry", daemon=True).start()
 
@@ -181,10 +204,14 @@ class Sentry:
                 message = self._orders.recv()
                 if isinstance(message, Ready):
                     self.ready = message
+                    self._answered.set()
+                    continue
+                if isinstance(message, Hangs):
+                    self.hangs = message.what
                 else:
                     self.news = message
-                    self._woken()
-                self._answered.set()
+                    self._answered.set()
+                self._woken()
         except (EOFError, OSError):
             pass
         finally:

@@ -59,7 +59,8 @@ class _Armed:
     cold: Context
     ready: Plan | None = None
     followed_s: float | None = None
-    automatic: bool = False
+    at_death: bool = False
+    at_hang: bool = False
     sentry: Sentry | None = None
     silent: dict[str, int] = field(default_factory=dict)
 
@@ -140,8 +141,13 @@ class Guard:
         armed = self._armed
         seen = _sight(armed.cold, armed.plan)
         state = Protection.ARMED
+        if seen is Sight.BOTH_LIVE and armed.sentry and armed.sentry.hangs:
+            seen = Sight.ACTIVE_HANGS
+            state = Protection.STALE if self.standing.state is Protection.STALE else state
         action = takeover.decide(state, seen, setup.takeover, recent)
-        armed.automatic = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
+        armed.at_death = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
+        fresh = self.standing.state is Protection.ARMED  # what it took over by itself would be what the active is
+        armed.at_hang = fresh and takeover.decide(state, Sight.ACTIVE_HANGS, setup.takeover, recent) is Action.TAKE_OVER
         source, target = armed.cold.source.name, armed.cold.target.name
         match action:
             case Action.FOLLOW:
@@ -151,7 +157,7 @@ class Guard:
             case Action.ARM:
                 return self._arm(setup, f"the standby, slot {target}, has died")
             case Action.SHOUT:
-                self._shout(seen, source, target)
+                self._shout(seen, source, target, armed.sentry.hangs if armed.sentry else "")
             case Action.NOTHING:
                 self._tell(Protection.STALE, 'takeover.policy is "off": the standby is not kept', "upgrade disarm")
         return None
@@ -246,7 +252,7 @@ class Guard:
                 return
             if armed.sentry is None or armed.sentry.gone:
                 armed.sentry = Sentry(self._post(), self._woken)
-        armed.sentry.order(Order(armed.ready, armed.automatic))
+        armed.sentry.order(Order(armed.ready, armed.at_death, armed.at_hang))
 
     def _act(self, armed: _Armed) -> Taken | None:
         """The takeover itself, where the sentry has not carried it out: effects first, the record after them."""
@@ -268,13 +274,14 @@ class Guard:
         setup = self._coordinator.setup()
         return take_over(Context(setup.host, plan, setup.slots[plan.source], setup.slots[plan.target]), plan.all_ports)
 
-    def _shout(self, seen: Sight, source: SlotName, target: SlotName) -> None:
+    def _shout(self, seen: Sight, source: SlotName, target: SlotName, hangs: str) -> None:
         what = {
             Sight.ACTIVE_DIED: f"slot {source} is dead; QEMU brings rings to slot {target}, nobody has turned steering",
+            Sight.ACTIVE_HANGS: f"slot {source}'s switch lives and does not work: {hangs}",
             Sight.STANDBY_DIED: f"the standby, slot {target}, has died",
             Sight.BOTH_DIED: "both switches are dead: no VM has a network",
         }.get(seen, str(seen))
-        then = "upgrade takeover" if seen is Sight.ACTIVE_DIED else "upgrade arm"
+        then = "upgrade takeover" if seen in (Sight.ACTIVE_DIED, Sight.ACTIVE_HANGS) else "upgrade arm"
         if seen is Sight.BOTH_DIED:
             then = f"start the switch of slot {source}, then: upgrade arm"
         self._tell(Protection.EXPOSED, what, then)

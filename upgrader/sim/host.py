@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core import openflow
 from upgrader.core.control import Control
+from upgrader.core.health import Pulse, Thread
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
@@ -89,6 +91,9 @@ class SimProcesses:
         self._w.watchers.setdefault(slot.name, []).append(end)
         return SimDeathWatch(readable)
 
+    def probe(self, slot: Slot) -> SimProbe | None:
+        return SimProbe(self._w, slot.name) if self._w.watchable else None
+
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         self._w.call(f"fence {slot.name}")
         own = self._w.pids[slot.name]
@@ -116,6 +121,20 @@ class SimDeathWatch:
 
     def close(self) -> None:
         os.close(self._readable)
+
+
+class SimProbe:
+    def __init__(self, world: World, name: SlotName) -> None:
+        self._w = world
+        self._name = name
+
+    def pulse(self) -> Pulse | None:
+        """One of a switch that does nothing, and is stopped where the world says so."""
+        if self._w.pids[self._name] is None:
+            return None
+        return Pulse(time.monotonic(), Thread(0.0, "T" if self._name in self._w.stopped else "S"), {}, {})
+
+    def close(self) -> None: ...
 
 
 class SimDatabase:
