@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upgrader.adapters.probe import read_cycles
+from upgrader.adapters.probe import SwitchProbe, read_cycles
 from upgrader.core.health import MAIN_S, PMD_BLOCKED_S, PMD_RAN_S, STOPPED_S, Health, Pulse, Thread
 
 EVERY_S = 0.1
@@ -120,3 +125,54 @@ main thread:
   idle cycles: 77 (99.00%)
 """
     assert read_cycles(text) == {1: 1010, 12: 0}
+
+
+def test_a_probe_of_a_real_process_never_waits_for_it(tmp_path: Path) -> None:
+    """One that answers as a switch does, is stopped, goes on, and ends; its control socket is a stand-in's."""
+    code = (
+        "import json, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
+        "print(1, flush=True); n = 0\n"
+        "while True:\n"
+        "    c = s.accept()[0]\n"
+        "    while c.recv(4096):\n"
+        "        n += 1; text = f'pmd thread numa_id 0 core_id 3:\\n  idle cycles: {n} (100%)\\n'\n"
+        "        c.send(json.dumps({'id': 0, 'result': text, 'error': None}).encode())\n"
+    )
+    control = tmp_path / "x.ctl"
+    process = subprocess.Popen([sys.executable, "-c", code, str(control)], stdout=subprocess.PIPE)
+    probe = SwitchProbe(process.pid, control)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def look() -> Pulse:
+            started = time.monotonic()
+            pulse = probe.pulse()
+            assert pulse is not None
+            assert time.monotonic() - started < 1
+            return pulse
+
+        def until(what: Callable[[Pulse], bool]) -> Pulse:
+            deadline = time.monotonic() + 10
+            while not what(pulse := look()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return pulse
+
+        assert until(lambda p: p.answer is not None).answer == {3: 1}
+        assert until(lambda p: p.answer is not None).answer == {3: 2}
+        process.send_signal(signal.SIGSTOP)
+        until(lambda p: p.main.state == "T")
+        time.sleep(0.05)
+        look()  # what it had answered before
+        assert all(look().answer is None for _ in range(5))
+        process.send_signal(signal.SIGCONT)
+        until(lambda p: p.answer is not None)
+        process.kill()
+        process.wait()
+        assert probe.pulse() is None
+    finally:
+        process.kill()
+        process.wait()
+        probe.close()

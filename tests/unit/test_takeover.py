@@ -17,10 +17,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.runs import Killed, SimRun, disarm, settled, sim_run, watch
-from upgrader.adapters.journal import plan_to_json
 from upgrader.adapters.death import DeathWatch, threads_are_out
+from upgrader.adapters.journal import plan_to_json
 from upgrader.core import takeover
 from upgrader.core.errors import BlockedError, HostError
 from upgrader.core.lifecycle import RunState
@@ -28,10 +29,11 @@ from upgrader.core.model import Standby
 from upgrader.core.plan import Plan, PlanKind, Policy
 from upgrader.core.report import report
 from upgrader.core.takeover import TABLE, Action, Protection, Sight, TakeoverPolicy, decide, sight
+from upgrader.daemon.metrics import Metrics
 from upgrader.daemon.server import Runner
 from upgrader.engine.control import Control
 from upgrader.engine.coordinator import make_plan
-from upgrader.engine.sentry import Order, Sentry, Taken, serve
+from upgrader.engine.sentry import Taken, serve
 from upgrader.engine.takeover import Guard, Resume, Todo
 from upgrader.sim.facts import ownership
 from upgrader.sim.host import refused
@@ -679,12 +681,15 @@ def tell(process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="process events are root's")
 @pytest.mark.parametrize(
     ("then", "number", "core"),
-    [("0", signal.SIGKILL, False), ("0", signal.SIGSEGV, True), ("os.abort()", None, False), ("os._exit(0)", None, False)],
+    [
+        ("0", signal.SIGKILL, False),
+        ("0", signal.SIGSEGV, True),
+        ("os.abort()", None, False),
+        ("os._exit(0)", None, False),
+    ],
     ids=["killed", "dumps core", "aborts", "exits"],
 )
-def test_a_death_is_seen_before_the_process_is_gone(
-    tmp_path: Path, then: str, number: int | None, core: bool
-) -> None:
+def test_a_death_is_seen_before_the_process_is_gone(tmp_path: Path, then: str, number: int | None, core: bool) -> None:
     with big_process(then, core=core, folder=tmp_path) as process:
         watch = DeathWatch(process.pid)
         gone = os.pidfd_open(process.pid)
@@ -737,3 +742,42 @@ def test_threads_of_a_killed_process_are_out_and_those_of_one_that_lives_are_not
         process.kill()
         process.wait()
     assert threads_are_out(process.pid)
+
+
+# --- metrics
+
+
+def test_what_prometheus_is_told(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    runner = Runner(run.coordinator)
+    file = tmp_path / "ovs-upgrade.prom"
+    metrics = Metrics(file)
+
+    def told() -> dict[str, float]:
+        metrics.write(runner)
+        families = text_string_to_metric_families(file.read_text())
+        return {
+            s.name + "".join(f"/{v}" for v in s.labels.values()): s.value for family in families for s in family.samples
+        }
+
+    runner.keep()
+    assert told()["ovs_upgrade_protection/disarmed"] == 1
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    now = told()
+    assert (now["ovs_upgrade_protection/armed"], now["ovs_upgrade_protection/disarmed"]) == (1, 0)
+    assert (now["ovs_upgrade_standby_ports"], now["ovs_upgrade_takeovers_last_hour"]) == (2, 0)
+    run.world.die("a")
+    runner.keep()
+    runner.join(10)
+    now = told()
+    assert now["ovs_upgrade_takeovers_last_hour"] == 1
+    assert now["ovs_upgrade_run/done"] == 1
+    assert {n for n in now if n.startswith("ovs_upgrade_takeover_seconds")} == {
+        f"ovs_upgrade_takeover_seconds/{part}" for part in ("fence", "steer", "rings")
+    }
+
+
+def test_a_disk_without_room_ends_no_protection(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    Metrics(tmp_path / "no such folder" / "file.prom").write(Runner(run.coordinator))

@@ -63,24 +63,18 @@ class SwitchProbe:
                 self._heard = b""
                 self._socket.send(_QUESTION)
                 return None
-            while True:
-                heard = self._socket.recv(65536)
-                if not heard:
-                    self.close()  # it closes an idle connection, or is about to end
-                    return None
-                self._heard += heard
-        except BlockingIOError:
-            pass
+            heard = self._socket.recv(65536)
+            if not heard:
+                raise ConnectionResetError
+            self._heard += heard
+            answer = json.loads(self._heard)  # a part of one is no JSON
+            self._heard = b""
+            self._socket.send(_QUESTION)
+        except (BlockingIOError, ValueError):
+            return None
         except OSError:
             self.close()
             return None
-        try:
-            answer = json.loads(self._heard)
-        except ValueError:
-            return None
-        self._heard = b""
-        with suppress(OSError):
-            self._socket.send(_QUESTION)
         return read_cycles(str(answer.get("result") or ""))
 
 

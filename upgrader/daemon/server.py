@@ -18,6 +18,7 @@ import structlog
 from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
 from upgrader.core.plan import Plan, PlanKind
+from upgrader.core.takeover import history
 from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
 from upgrader.engine.control import Control, Request
 from upgrader.engine.coordinator import Coordinator
@@ -28,6 +29,7 @@ from upgrader.engine.takeover import Guard, Resume, Todo
 log = structlog.get_logger(__name__)
 
 _SOON_S = 1.0
+_PAST = 200  # runs
 
 
 class Started(TypedDict):
@@ -134,6 +136,14 @@ class Runner:
         else:
             engine = self._coordinator.begin(todo, self._control, _log_event)
         self._start(engine, back=False)
+
+    def past(self) -> tuple[int, RunView | None, RunView | None]:
+        """Takeovers of the last hour, the latest run, and the latest takeover."""
+        journal = self._coordinator.journal
+        headings = journal.headings(_PAST)
+        recent = history(headings, self._coordinator.setup().host.clock.now_ns()).recent
+        taken = next((head.run_id for head, _, _ in headings if head.kind == PlanKind.TAKEOVER), None)
+        return recent, journal.latest(), None if taken is None else journal.view(taken)
 
     def join(self, timeout_s: float | None = None) -> None:
         if self._thread is not None:

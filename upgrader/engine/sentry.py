@@ -87,7 +87,7 @@ def serve(orders: Connection, setup: Setup) -> None:
     health = Health()
     try:
         while True:
-            readable = wait([orders, death] if death else [orders], _PULSE_S if probe else None)
+            readable = wait([orders, death.fileno()] if death else [orders], _PULSE_S if probe else None)
             if orders in readable:
                 order = orders.recv()
                 if order is None:
@@ -96,7 +96,7 @@ def serve(orders: Connection, setup: Setup) -> None:
                 death = death or setup.host.processes.watch(context.source)
                 probe = probe or setup.host.processes.probe(context.source)
                 orders.send(_get_ready(context, pool, death))
-            elif death in readable:
+            elif readable:
                 if death and death.died():
                     orders.send(_act(setup, order, pool, "") if order and order.at_death else Died())
                     death.close()

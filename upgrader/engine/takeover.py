@@ -92,6 +92,11 @@ class Guard:
         """Whether somebody relies on this process being there."""
         return self.standing.state is not Protection.DISARMED
 
+    @property
+    def sentry_ready(self) -> bool:
+        armed = self._armed
+        return bool(armed and armed.sentry and armed.sentry.ready and not armed.sentry.gone)
+
     def suspend(self) -> None:
         """Stop waiting: a run is about to begin, and core/decisions.py says what a death means in it."""
         if self._relieve():

@@ -12,7 +12,9 @@ from upgrader.core.model import VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 
-Each = Callable[[Callable[[VmPort], bool | UpgradeError | None], Sequence[VmPort]], Iterable[bool | UpgradeError | None]]
+Each = Callable[
+    [Callable[[VmPort], bool | UpgradeError | None], Sequence[VmPort]], Iterable[bool | UpgradeError | None]
+]
 
 _SETTLE_S = 3.0
 _POLL_S = 0.001
