@@ -25,7 +25,7 @@ from upgrader.adapters.journal import plan_to_json
 from upgrader.core import takeover
 from upgrader.core.errors import BlockedError, HostError
 from upgrader.core.lifecycle import RunState
-from upgrader.core.model import Standby
+from upgrader.core.model import SlotName, Standby
 from upgrader.core.plan import Plan, PlanKind, Policy
 from upgrader.core.report import report
 from upgrader.core.takeover import TABLE, Action, Protection, Sight, TakeoverPolicy, decide, sight
@@ -542,6 +542,29 @@ def test_the_standby_dies_and_is_replaced(tmp_path: Path) -> None:
     assert guard.standing.state is Protection.ARMED
     assert set(run.world.owners().values()) == {"a"}
     assert run.world.trouble == []
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_database_server_that_died_is_started_again_and_no_vm_is_moved(tmp_path: Path, slot: SlotName) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    run.world.databases_down.add(slot)
+    before = len(run.world.calls)
+    assert guard.look() is None
+    assert guard.standing.state is Protection.ARMED
+    assert f"start_database {slot}" in run.world.calls[before:]
+    assert not [c for c in run.world.calls[before:] if c.split()[0] in ("switch", "failover", "fence", "kill")]
+
+
+def test_in_maintenance_it_is_told_of_only(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    run.setup = replace(run.setup, takeover=replace(AUTOMATIC, maintenance=True))
+    run.world.databases_down.add("a")
+    assert guard.look() is None
+    assert guard.standing.state is Protection.STALE
+    assert "DATABASE_DIED" in guard.standing.reason
+    assert run.world.databases_down == {"a"}
 
 
 def test_both_dead_is_shouted_and_nothing_is_tried(tmp_path: Path) -> None:

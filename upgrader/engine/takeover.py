@@ -222,6 +222,7 @@ class Guard:
         source, target = armed.cold.source.name, armed.cold.target.name
         lacking: list[str] = []
         try:
+            self._mend_databases(setup, armed)
             _bring_strays(armed.cold)
             self._prepare(setup, armed)
             self._order(armed)
@@ -238,6 +239,22 @@ class Guard:
         state = Protection.STALE if lacking else Protection.ARMED
         where = Standing(state, "; ".join(lacking[:3]), "upgrade status" if lacking else "", source, target)
         self._stand(replace(where, vms=len(armed.cold.plan.ports), policy=setup.takeover.policy))
+
+    def _mend_databases(self, setup: Setup, armed: _Armed) -> None:
+        """A database server that died takes no packet with it: forwarding goes on, and it is started on its file again."""
+        for slot in (armed.cold.source, armed.cold.target):
+            now = setup.host.processes.status(slot)
+            if now.vswitchd_pid is None or now.ovsdb_pid is not None:
+                continue
+            if setup.takeover.maintenance:
+                raise StepError(
+                    "DATABASE_DIED",
+                    f"ovsdb-server of slot {slot.name} has died, and takeover.maintenance is set",
+                    state="its switch forwards as before, and takes no change of its configuration",
+                    next="unset takeover.maintenance: it is started again by itself",
+                )
+            setup.host.processes.start_database(slot)
+            log.warning("ovsdb-server had died and was started again", slot=slot.name)
 
     def _prepare(self, setup: Setup, armed: _Armed) -> None:
         """What a takeover would do to the VMs that run now, and all that it needs for it."""

@@ -45,7 +45,7 @@ class SimProcesses:
 
     def status(self, slot: Slot) -> SlotStatus:
         pid = self._w.pids[slot.name]
-        return SlotStatus(pid, pid + 1 if pid else None)
+        return SlotStatus(pid, pid + 1 if pid and slot.name not in self._w.databases_down else None)
 
     def running_version(self, slot: Slot) -> str | None:
         return "3.1.0" if self._w.pids[slot.name] else None
@@ -55,6 +55,9 @@ class SimProcesses:
 
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
+        if slot.name in self._w.databases_down:  # the same file again
+            self._w.databases_down.remove(slot.name)
+            return 1
         if self._w.in_control == slot.name:  # a new database, which has nobody in it
             self._w.in_control = None
         return 1
