@@ -3,6 +3,7 @@
 make show-takeover                                        # 20 kills, each kind of death 10 times, 4 VMs: an hour
 make show-takeover PARTS=kills KILLS=100 VMS=8            # what the limits are meant for
 make show-takeover PARTS=deaths DEATHS=3 KINDS="SIGSTOP"
+make show-takeover PARTS=alarms MINUTES=60                # a bench
 
 Nothing else may run on the machine meanwhile: it would be felt by the VMs.
 """
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from tests.show import armed
 from tests.show.items import OUT, Item, show, tested
 from tests.support import deaths as ways
 from tests.support.killing import latest, verb, wait_until
@@ -277,6 +279,10 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "tests": tests,
     "kills": kills,
     "deaths": deaths,
+    "big": armed.big,
+    "daemon": armed.daemon_dies,
+    "alarms": armed.alarms,
+    "cost": armed.cost,
 }
 
 
