@@ -95,6 +95,9 @@ class HostConfig(_Section):
     supervisor: Literal["process", "systemd"] = Field(
         default="process", description="how a slot's daemons are run: plain processes, or units (upgrader/systemd/)"
     )
+    metrics: Path | None = Field(
+        default=None, description="file for Prometheus (node_exporter's textfile collector), written every few seconds"
+    )
     well_known: Path = Field(
         default=Path("/run/openvswitch"),
         description="directory in which tools and clients look for the switch; its names follow the active slot",

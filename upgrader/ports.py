@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from upgrader.core.control import Control
+from upgrader.core.health import Pulse
 from upgrader.core.journal import Event, Heading, RunView
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import (
@@ -30,6 +31,31 @@ from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
 
 
+class DeathWatch(Protocol):
+    """Tells of the death of one process at its first sign, which may be long before it is gone."""
+
+    @property
+    def early(self) -> bool:
+        """Whether it does so; else when the process is gone."""
+
+    def fileno(self) -> int:
+        """For select(2): readable when `died` is worth asking."""
+
+    def died(self) -> bool:
+        """Whether no thread of it will come back to its program; takes up what made it readable."""
+
+    def close(self) -> None: ...
+
+
+class Probe(Protocol):
+    """Looks at a switch without ever waiting for it."""
+
+    def pulse(self) -> Pulse | None:
+        """One look; None when the process is gone."""
+
+    def close(self) -> None: ...
+
+
 class Processes(Protocol):
     """The two daemons of a slot."""
 
@@ -46,8 +72,11 @@ class Processes(Protocol):
 
     def stop(self, slot: Slot) -> None: ...
     def kill_switch(self, slot: Slot) -> None: ...
-    def watch(self, slot: Slot) -> int | None:
-        """A descriptor that is readable once the slot's switch has ended, None where none runs; the caller closes it."""
+    def watch(self, slot: Slot) -> DeathWatch | None:
+        """What tells of the death of the slot's switch, None where none runs; the caller closes it."""
+
+    def probe(self, slot: Slot) -> Probe | None:
+        """What looks at how the slot's switch works, None where none runs; the caller closes it."""
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         """SIGKILL the slot's switch where it lives, and return once none of its threads will run in user space again.

@@ -1,7 +1,9 @@
 """What takeover must show so far, run for real: a line an item with figure and limit, non-zero if one fails.
 
-make show-takeover                                # 20 kills, 4 VMs, a quarter of an hour
-make show-takeover PARTS=kills KILLS=100 VMS=8    # what the limits are meant for
+make show-takeover                                        # 20 kills, each kind of death 10 times, 4 VMs: an hour
+make show-takeover PARTS=kills KILLS=100 VMS=8            # what the limits are meant for
+make show-takeover PARTS=deaths DEATHS=3 KINDS="SIGSTOP"
+make show-takeover PARTS=alarms MINUTES=60                # a bench
 
 Nothing else may run on the machine meanwhile: it would be felt by the VMs.
 """
@@ -11,19 +13,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from tests.show import armed
 from tests.show.items import OUT, Item, show, tested
+from tests.support import deaths as ways
 from tests.support.killing import latest, verb, wait_until
 from tests.support.lab_host import LabHost
 from tests.support.labs import lab_spec
-from tests.support.protection import await_state, takeover_policy
-from upgrader.core.model import SlotName, other_slot
+from tests.support.protection import await_state, protection, takeover_policy
+from tests.support.rings import Watched, watched_rings
+from upgrader.core.model import SlotName, VmInterface, other_slot
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise
 from upgrader.lab.figures import FABRIC
@@ -37,7 +43,10 @@ from upgrader.lab.up import Lab
 KILLS, VMS = int(os.environ.get("KILLS", "20")), int(os.environ.get("VMS", "4"))
 RATE_PPS = 1000
 CONTROL_S = 10.0
+DEATHS = int(os.environ.get("DEATHS", "10"))
+KINDS = shlex.split(os.environ.get("KINDS", "")) or [kind for kind in ways.KINDS if kind != "SIGKILL"]
 BEFORE_S, AFTER_S = 1.5, 3.0
+NEAR_MS = 200  # the first packet after a death comes within; a gap that reaches out counts whole
 MEDIAN_US, P99_US = 10_000, 50_000  # beyond the control run's gap
 TIMES_BETTER = 50
 REARM_S = 30.0
@@ -46,11 +55,13 @@ _SWITCHED = re.compile(r"^event NETDEV_VHOST_USER_SWITCHED at (\d+)\.(\d+) for d
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL of the active. Times in us from the kill, or of a part; by VM, and by VM and direction.
+    """One death of the active. Times in us from it, or of a part; by VM, and by VM and direction.
 
-    detect   until the daemon's thread began; fence, steer, rings: what its parts took
+    detect   until the sentry began; fence, steer, rings: what its parts took
     moved    until QEMU said that the VM's rings are at the standby
-    beyond   the longest gap around the kill, minus the control run's longest of that VM and direction
+    gap      the longest one within 200 ms of the death: to the first packet
+    beyond   the same minus the control run's longest of that VM and direction
+    later    the longest one in the 3 s after: names change, and a new standby starts
     """
 
     active: SlotName
@@ -62,6 +73,7 @@ class Kill:
     moved_us: dict[str, float]
     gap_us: dict[str, int]
     beyond_us: dict[str, int]
+    later_us: dict[str, int]
     lost: dict[str, int]
     armed_again_s: float
     whole: bool
@@ -92,12 +104,13 @@ def kills() -> Iterator[Item]:
             # the daemon's other thread is at work in the control run of an armed host, too
             control = exercise.control(CONTROL_S)
             log = lab.spec.directory / "events.log"
-            with qemu_events(lab.spec):
-                found = [one_kill(lab, session, control, log) for _ in range(KILLS)]
+            with qemu_events(lab.spec), watched_rings(lab) as rings:
+                found = [one_death(lab, session, control, log, "SIGKILL") for _ in range(KILLS)]
             verb(lab, "disarm", "--yes")
             restart = exercise.stock_restart(control, prefix)
     finally:
         lab.down()
+    yield one_writer(rings)
     report = {"rate_pps": RATE_PPS, "vms": VMS, "kills": [asdict(k) for k in found]}
     (OUT / "takeover.json").write_text(json.dumps(report, indent=2) + "\n")
     beyond = [us for k in found for us in k.beyond_us.values()]
@@ -122,6 +135,9 @@ def kills() -> Iterator[Item]:
             f"median {median(values) / 1000:.2f} ms, p99 {percentile(values, 99) / 1000:.2f} ms" if values else "none"
         )
         yield Item(name, figure, "told", bool(values))
+    later = [us for k in found for us in k.later_us.values()]
+    figure = f"median {median(later) / 1000:.1f} ms, p99 {percentile(later, 99) / 1000:.1f} ms"
+    yield Item("longest gap of the 3 s after, in which a new standby starts", figure, "told", True)
     lost = [n for k in found for n in k.lost.values()]
     yield Item("lost per kill, VM and direction", f"median {median(lost):g}, worst {max(lost)}", "told", bool(lost))
     ours = sum(k.by_us for k in found)
@@ -141,22 +157,70 @@ def kills() -> Iterator[Item]:
     )
 
 
-def one_kill(lab: Lab, session: TrafficSession, control: TrafficRun, log: Path) -> Kill:
-    """Kill the active of an armed host under traffic, and wait until the host is armed again."""
+def one_writer(rings: Watched) -> Item:
+    figure = f"{rings.checked} descriptors in turn, {rings.missed} seen too late" + (
+        f"; {'; '.join(rings.wrong[:3])}" if rings.wrong else ""
+    )
+    return Item("guests' rings, from outside", figure, "one writer", rings.checked > 0 and not rings.wrong)
+
+
+def deaths() -> Iterator[Item]:
+    """Every way to die or to hang, under traffic, alternating sides; a database server's death, which moves nobody."""
+    lab = Lab(lab_spec("d", vms=VMS), say=lambda text: print(text, file=sys.stderr))
+    try:
+        lab.up()
+        with lab_session(lab.spec, rate_pps=RATE_PPS) as session, takeover_policy(lab, "automatic"):
+            done = verb(lab, "arm", "--yes")
+            yield Item("upgrade arm, exit code", str(done.returncode), "0", done.returncode == 0)
+            await_state(lab, "armed")
+            control = Exercise(lab.spec, session).control(CONTROL_S)
+            log = lab.spec.directory / "events.log"
+            for kind in KINDS:
+                with qemu_events(lab.spec), watched_rings(lab) as rings:
+                    if kind == "ovsdb-server dies":
+                        yield database_dies(lab)
+                        continue
+                    found = [one_death(lab, session, control, log, kind) for _ in range(DEATHS)]
+                gaps = [us for k in found for us in k.gap_us.values()]
+                figure = f"{sum(k.whole for k in found)} of {DEATHS}, longest gap median {median(gaps) / 1000:.1f} ms"
+                yield Item(f"{kind}: taken over", figure, "all", all(k.whole for k in found))
+                yield one_writer(rings)
+    finally:
+        lab.down()
+
+
+def database_dies(lab: Lab) -> Item:
+    """Its switch forwards as before; the server is started again, and nobody is moved."""
+    host, well = LabHost(lab), 0
+    for _ in range(DEATHS):
+        active, before = host.active(), host.see()
+        pid = host.host.processes.status(host.slots[active]).ovsdb_pid
+        ways.KINDS["ovsdb-server dies"](host, active)
+        wait_until(
+            lambda: host.host.processes.status(host.slots[active]).ovsdb_pid not in (None, pid),  # noqa: B023
+            "another ovsdb-server",
+            30,
+        )
+        await_state(lab, "armed", 60)
+        well += host.see().owners == before.owners and protection(lab)["active"] == active
+    return Item("ovsdb-server dies: started again, no VM moved", f"{well} of {DEATHS}", "all", well == DEATHS)
+
+
+def one_death(lab: Lab, session: TrafficSession, control: TrafficRun, log: Path, kind: str) -> Kill:
+    """Let the active of an armed host die under traffic, and wait until the host is armed again."""
     host = LabHost(lab)
     active = host.active()
     standby = other_slot(active)
-    pid, new = host.pid(active), host.pid(standby)
-    assert pid is not None
+    new = host.pid(standby)
     before = latest(host)
     run_id = before.heading.run_id if before else 0
     seen = len(log.read_text())
-    session.start(60)
+    session.start(150)
     time.sleep(BEFORE_S)
     with session.window("kill"):
         killed_ns, killed_s = time.time_ns(), time.monotonic()
-        os.kill(pid, 9)
-        time.sleep(0.1)
+        ways.KINDS[kind](host, active)
+        wait_until(lambda: {owner(p) for p in host.host.hypervisor.vm_interfaces()} == {new}, "the standby", 60, 0.01)
     time.sleep(AFTER_S)
     run = session.finish(stop=True)
     await_state(lab, "armed", 120)
@@ -167,8 +231,12 @@ def one_kill(lab: Lab, session: TrafficSession, control: TrafficRun, log: Path) 
     wait_until(lambda: len(_SWITCHED.findall(log.read_text()[seen:])) >= len(lab.guests), "QEMU's events", 20)
     for seconds, micros, domain in _SWITCHED.findall(log.read_text()[seen:]):
         moved.setdefault(domain, (int(seconds) * 1_000_000 + int(micros)) - killed_ns / 1000)
-    figures = [f for f in run.figures(run.window("kill"), control=control, settle_ms=2500) if f.direction in FABRIC]
-    name = {id(f): f"{f.vm} {f.direction}" for f in figures}
+    window = run.window("kill")
+    figures, later = (
+        [f for f in run.figures(w, control=control, lead_ms=0, settle_ms=settle_ms) if f.direction in FABRIC]
+        for w, settle_ms in ((window, NEAR_MS), (replace(window, start_ns=window.end_ns + NEAR_MS * 10**6), 2500))
+    )
+    name = {id(f): f"{f.vm} {f.direction}" for f in (*figures, *later)}
     owners = {p.ownership.owner_pid for p in host.facts().ports if p.ownership}
     return Kill(
         active=active,
@@ -180,10 +248,15 @@ def one_kill(lab: Lab, session: TrafficSession, control: TrafficRun, log: Path) 
         moved_us=moved,
         gap_us={name[id(f)]: f.gap_us for f in figures},
         beyond_us={name[id(f)]: max(0, f.gap_us - (f.control_gap_us or 0)) for f in figures},
+        later_us={name[id(f)]: f.gap_us for f in later},
         lost={name[id(f)]: f.lost for f in figures},
         armed_again_s=armed_again_s,
         whole=bool(data) and owners == {new} and host.served_by(standby) and host.host.well_known.current() == standby,
     )
+
+
+def owner(interface: VmInterface) -> int | None:
+    return interface.ownership.owner_pid if interface.ownership else None
 
 
 def latest_takeover(host: LabHost, after: int) -> dict[str, float] | None:
@@ -201,7 +274,16 @@ def latest_takeover(host: LabHost, after: int) -> dict[str, float] | None:
     return None
 
 
-PARTS: dict[str, Callable[[], Iterator[Item]]] = {"simulated": simulated, "tests": tests, "kills": kills}
+PARTS: dict[str, Callable[[], Iterator[Item]]] = {
+    "simulated": simulated,
+    "tests": tests,
+    "kills": kills,
+    "deaths": deaths,
+    "big": armed.big,
+    "daemon": armed.daemon_dies,
+    "alarms": armed.alarms,
+    "cost": armed.cost,
+}
 
 
 if __name__ == "__main__":

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.runs import Killed, SimRun, disarm, settled, sim_run, watch
+from upgrader.adapters.death import DeathWatch, threads_are_out
 from upgrader.adapters.journal import plan_to_json
-from upgrader.adapters.slot_control import threads_are_out
 from upgrader.core import takeover
 from upgrader.core.errors import BlockedError, HostError
 from upgrader.core.lifecycle import RunState
-from upgrader.core.model import Standby
+from upgrader.core.model import SlotName, Standby
 from upgrader.core.plan import Plan, PlanKind, Policy
 from upgrader.core.report import report
 from upgrader.core.takeover import TABLE, Action, Protection, Sight, TakeoverPolicy, decide, sight
+from upgrader.daemon.metrics import Metrics
 from upgrader.daemon.server import Runner
 from upgrader.engine.control import Control
 from upgrader.engine.coordinator import make_plan
-from upgrader.engine.takeover import Guard, Resume, Taken, Todo
+from upgrader.engine.sentry import Taken, serve
+from upgrader.engine.takeover import Guard, Resume, Todo
 from upgrader.sim.facts import ownership
 from upgrader.sim.host import refused
 from upgrader.steps import Context
@@ -261,10 +271,112 @@ def test_the_active_dies(tmp_path: Path, fails_over: bool) -> None:
     assert (guard.standing.state, guard.standing.standby) == (Protection.ARMED, "a")
 
 
-def test_the_thread_that_waits_takes_over_by_itself(tmp_path: Path) -> None:
+def posted(run: SimRun) -> Connection:
+    """A sentry in a thread: the simulated host is of this process."""
+    ours, theirs = Pipe()
+    threading.Thread(target=serve, args=(theirs, run.setup), daemon=True).start()
+    return ours
+
+
+def test_a_sentry_that_is_gone_is_posted_anew(tmp_path: Path) -> None:
     run = host(tmp_path)
     run.world.watchable = True
-    runner = Runner(run.coordinator)
+    guard = Guard(run.coordinator, post=lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    guard.look()
+    assert guard.standing.state is Protection.ARMED
+    first = guard._armed.sentry if guard._armed else None
+    assert first is not None
+    assert first.stop() is None
+    assert first.gone
+    guard.look()
+    assert guard._armed is not None
+    assert guard._armed.sentry is not first
+    assert guard.standing.state is Protection.ARMED
+    run.world.die("a")
+    while not isinstance(todo := guard.look(), Taken):
+        time.sleep(0.01)
+    carry_out(run, todo)
+    settled(run.world, "b")
+
+
+def test_one_that_does_not_get_ready_makes_the_host_stale(tmp_path: Path) -> None:
+    run = host(tmp_path)
+
+    def no_sentry() -> Connection:
+        ours, theirs = Pipe()
+        theirs.close()
+        return ours
+
+    guard = Guard(run.coordinator, post=no_sentry)
+    carry_out(run, plan(run, PlanKind.ARM))
+    guard.look()
+    assert guard.standing.state is Protection.STALE
+    assert "SENTRY_NOT_READY" in guard.standing.reason
+    run.world.die("a")
+    carry_out(run, guard.look())  # by the guard itself
+    settled(run.world, "b")
+
+
+def test_manual_the_sentry_only_tells(tmp_path: Path) -> None:
+    run = host(tmp_path, policy=TakeoverPolicy("manual"))
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    calls = list(run.world.calls)
+    run.world.die("a")
+    assert runner.news.wait(10)
+    runner.keep()
+    assert run.world.calls == calls
+    assert runner.guard.standing.state is Protection.EXPOSED
+
+
+def test_a_switch_that_is_stopped_is_taken_over_from(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    runner.keep()  # armed when it was looked at before: what it says of a hang counts
+    run.world.stopped.add("a")
+    assert runner.news.wait(10)
+    assert run.world.calls.index("fence a") < run.world.calls.index("failover b")
+    runner.keep()
+    runner.join(10)
+    settled(run.world, "b")
+    assert run.world.trouble == []
+    latest = run.journal.latest()
+    assert latest is not None
+    assert latest.steps[0].data["hung"] == "it is stopped by a signal"
+
+
+def test_manual_a_switch_that_hangs_is_told_of_and_that_it_goes_on(tmp_path: Path) -> None:
+    run = host(tmp_path, policy=TakeoverPolicy("manual"))
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    runner.keep()
+    calls = list(run.world.calls)
+    run.world.stopped.add("a")
+    assert runner.news.wait(10)
+    runner.news.clear()
+    runner.keep()
+    assert run.world.calls == calls
+    assert runner.guard.standing.state is Protection.EXPOSED
+    assert "stopped by a signal" in runner.guard.standing.reason
+    assert runner.guard.standing.next == "upgrade takeover"
+    run.world.stopped.clear()
+    assert runner.news.wait(10)
+    runner.keep()
+    assert runner.guard.standing.state is Protection.ARMED
+
+
+def test_the_sentry_takes_over_by_itself(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    run.world.watchable = True
+    runner = Runner(run.coordinator, lambda: posted(run))
     carry_out(run, plan(run, PlanKind.ARM))
     runner.keep()
     assert runner.guard.standing.state is Protection.ARMED
@@ -432,6 +544,29 @@ def test_the_standby_dies_and_is_replaced(tmp_path: Path) -> None:
     assert run.world.trouble == []
 
 
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_a_database_server_that_died_is_started_again_and_no_vm_is_moved(tmp_path: Path, slot: SlotName) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    run.world.databases_down.add(slot)
+    before = len(run.world.calls)
+    assert guard.look() is None
+    assert guard.standing.state is Protection.ARMED
+    assert f"start_database {slot}" in run.world.calls[before:]
+    assert not [c for c in run.world.calls[before:] if c.split()[0] in ("switch", "failover", "fence", "kill")]
+
+
+def test_in_maintenance_it_is_told_of_only(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    guard = armed(run)
+    run.setup = replace(run.setup, takeover=replace(AUTOMATIC, maintenance=True))
+    run.world.databases_down.add("a")
+    assert guard.look() is None
+    assert guard.standing.state is Protection.STALE
+    assert "DATABASE_DIED" in guard.standing.reason
+    assert run.world.databases_down == {"a"}
+
+
 def test_both_dead_is_shouted_and_nothing_is_tried(tmp_path: Path) -> None:
     run = host(tmp_path)
     guard = armed(run)
@@ -533,7 +668,84 @@ def test_history_is_of_the_last_wish(tmp_path: Path) -> None:
     assert (past.state, past.run_id, past.recent) == (Protection.ARMED, 1, 0)
 
 
-# --- the fence, on real processes
+# --- the fence and the first sign, on real processes
+
+_MEMORY_MIB = 300
+
+
+@contextmanager
+def big_process(then: str, *, core: bool = False, folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with some threads and touched memory, which takes a while to be cleared away."""
+    code = (
+        "import mmap, os, resource, sys, threading, time\n"
+        f"resource.setrlimit(resource.RLIMIT_CORE, ({-1 if core else 0},) * 2)\n"
+        f"m = mmap.mmap(-1, {_MEMORY_MIB} << 20)\n"
+        "for i in range(0, len(m), 4096): m[i] = 1\n"
+        "for _ in range(3): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print(1, flush=True); sys.stdin.readline()\n"
+        f"{then}; time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def tell(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="process events are root's")
+@pytest.mark.parametrize(
+    ("then", "number", "core"),
+    [
+        ("0", signal.SIGKILL, False),
+        ("0", signal.SIGSEGV, True),
+        ("os.abort()", None, False),
+        ("os._exit(0)", None, False),
+    ],
+    ids=["killed", "dumps core", "aborts", "exits"],
+)
+def test_a_death_is_seen_before_the_process_is_gone(tmp_path: Path, then: str, number: int | None, core: bool) -> None:
+    with big_process(then, core=core, folder=tmp_path) as process:
+        watch = DeathWatch(process.pid)
+        gone = os.pidfd_open(process.pid)
+        try:
+            assert watch.early
+            assert not select.select([watch], [], [], 0.05)[0]
+            os.kill(process.pid, number) if number else tell(process)
+            while not watch.died():
+                assert select.select([watch], [], [], 10)[0]
+            deadline = time.monotonic() + 10
+            while not threads_are_out(process.pid):
+                assert time.monotonic() < deadline
+            assert not select.select([gone], [], [], 0)[0], "all its threads are out, and it is not gone"
+            assert select.select([gone], [], [], 30)[0]
+        finally:
+            watch.close()
+            os.close(gone)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="process events are root's")
+def test_a_thread_that_ends_is_no_death() -> None:
+    with big_process("threading.Thread(target=int).start()") as process:
+        watch = DeathWatch(process.pid)
+        try:
+            tell(process)
+            assert select.select([watch], [], [], 10)[0]
+            assert not watch.died()
+            assert not select.select([watch], [], [], 0)[0], "the sign was taken up"
+            process.kill()
+            assert select.select([watch], [], [], 10)[0]
+            assert watch.died()
+        finally:
+            watch.close()
 
 
 def test_threads_of_a_killed_process_are_out_and_those_of_one_that_lives_are_not() -> None:
@@ -553,3 +765,42 @@ def test_threads_of_a_killed_process_are_out_and_those_of_one_that_lives_are_not
         process.kill()
         process.wait()
     assert threads_are_out(process.pid)
+
+
+# --- metrics
+
+
+def test_what_prometheus_is_told(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    runner = Runner(run.coordinator)
+    file = tmp_path / "ovs-upgrade.prom"
+    metrics = Metrics(file)
+
+    def told() -> dict[str, float]:
+        metrics.write(runner)
+        families = text_string_to_metric_families(file.read_text())
+        return {
+            s.name + "".join(f"/{v}" for v in s.labels.values()): s.value for family in families for s in family.samples
+        }
+
+    runner.keep()
+    assert told()["ovs_upgrade_protection/disarmed"] == 1
+    carry_out(run, plan(run, PlanKind.ARM))
+    runner.keep()
+    now = told()
+    assert (now["ovs_upgrade_protection/armed"], now["ovs_upgrade_protection/disarmed"]) == (1, 0)
+    assert (now["ovs_upgrade_standby_ports"], now["ovs_upgrade_takeovers_last_hour"]) == (2, 0)
+    run.world.die("a")
+    runner.keep()
+    runner.join(10)
+    now = told()
+    assert now["ovs_upgrade_takeovers_last_hour"] == 1
+    assert now["ovs_upgrade_run/done"] == 1
+    assert {n for n in now if n.startswith("ovs_upgrade_takeover_seconds")} == {
+        f"ovs_upgrade_takeover_seconds/{part}" for part in ("fence", "steer", "rings")
+    }
+
+
+def test_a_disk_without_room_ends_no_protection(tmp_path: Path) -> None:
+    run = host(tmp_path)
+    Metrics(tmp_path / "no such folder" / "file.prom").write(Runner(run.coordinator))

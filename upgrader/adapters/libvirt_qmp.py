@@ -50,6 +50,7 @@ class LibvirtQmp:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._connection: Any = None
+        self._handles: dict[str, Any] = {}  # by UUID; whether that VM runs is told by what is asked of it
 
     def vm_interfaces(self) -> tuple[VmInterface, ...]:
         found = []
@@ -145,13 +146,17 @@ class LibvirtQmp:
 
     def _domain(self, port: VmPort) -> Any:
         try:
-            return self._open().lookupByUUIDString(port.domain_uuid)
+            connection = self._open()
+            if port.domain_uuid not in self._handles:
+                self._handles[port.domain_uuid] = connection.lookupByUUIDString(port.domain_uuid)
+            return self._handles[port.domain_uuid]
         except libvirt.libvirtError as error:
             raise self._error(port.domain, error) from error
 
     def _open(self) -> Any:
         try:
             if self._connection is None or not self._connection.isAlive():
+                self._handles = {}
                 self._connection = libvirt.open(self._uri)
         except libvirt.libvirtError as error:
             raise HostError(

@@ -14,6 +14,8 @@ from pathlib import Path
 import structlog
 
 from upgrader.adapters import gate
+from upgrader.adapters.death import DeathWatch, is_dying, threads_are_out
+from upgrader.adapters.probe import SwitchProbe
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import Slot, SlotStatus
 
@@ -26,7 +28,7 @@ _STOP_S = 10.0  # a daemon may take for its exit,
 _KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
 _FENCE_S = 5.0  # threads of a killed process may take until they are on their way out
 _FENCE_POLL_S = 0.0002
-_EXITING = 0x4  # PF_EXITING (linux/sched.h): set before anything is released; such a thread never returns to user space
+_BY_ITSELF_S = 0.01  # a process that dies already is given for that: a signal would cut its core off
 
 
 def slot_env(slot: Slot) -> dict[str, str]:
@@ -129,15 +131,19 @@ class SlotControl:
         if pid is not None:
             _end(pid, 0.0)
 
-    def watch(self, slot: Slot) -> int | None:
-        """A pidfd (pidfd_open(2)): readable when the last thread has ended."""
+    def watch(self, slot: Slot) -> DeathWatch | None:
+        """By the kernel's process events where it sends them, else by the pidfd alone."""
         pid = live_pid(slot.vswitchd_pidfile, SWITCH)
         if pid is None:
             return None
         try:
-            return os.pidfd_open(pid)
+            return DeathWatch(pid)
         except ProcessLookupError:
             return None
+
+    def probe(self, slot: Slot) -> SwitchProbe | None:
+        pid = live_pid(slot.vswitchd_pidfile, SWITCH)
+        return SwitchProbe(pid, control_socket(slot, SWITCH)) if pid is not None else None
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         """By the state of every thread in /proc (proc_pid_stat(5)): a big process is fenced long before it is gone."""
@@ -165,8 +171,9 @@ def _fence(slot: Slot, pid: int, *, named: bool) -> bool:
         if not _is(pid, SWITCH) or not (named or started_with(pid, f"--pidfile={slot.vswitchd_pidfile}")):
             # its command line is empty once its memory is gone
             return bool(select.select([handle], [], [], 0)[0]) or threads_are_out(pid)
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not _dies_by_itself(pid):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
         deadline = time.monotonic() + _FENCE_S
         while not select.select([handle], [], [], 0)[0] and not threads_are_out(pid):
             if time.monotonic() > deadline:
@@ -183,24 +190,16 @@ def _fence(slot: Slot, pid: int, *, named: bool) -> bool:
     return True
 
 
-def threads_are_out(pid: int) -> bool:
-    """Whether every thread of a process that was killed is exiting, or has: none will run in user space again.
-
-    A killed process makes no new threads (clone(2) fails with a fatal signal pending).
-    """
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return True
-    for thread in threads:
-        try:
-            fields = (thread / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended between the list and the look
-        state, flags = fields[0], int(fields[6])  # the third and the ninth of the line
-        if state not in ("Z", "X") and not flags & _EXITING:
-            return False
-    return True
+def _dies_by_itself(pid: int) -> bool:
+    """Whether it was killed before, or has crashed, and all its threads are out within a moment."""
+    deadline = time.monotonic() + _BY_ITSELF_S
+    while is_dying(pid):
+        if threads_are_out(pid):
+            return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_FENCE_POLL_S)
+    return False
 
 
 def _is(pid: int, program: str) -> bool:

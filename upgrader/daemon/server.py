@@ -7,7 +7,9 @@ import os
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,15 +18,18 @@ import structlog
 from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
 from upgrader.core.plan import Plan, PlanKind
+from upgrader.core.takeover import history
 from upgrader.daemon.protocol import encode, error_fields, peer_uid, read
 from upgrader.engine.control import Control, Request
 from upgrader.engine.coordinator import Coordinator
 from upgrader.engine.run import Engine
-from upgrader.engine.takeover import Guard, Resume, Taken, Todo
+from upgrader.engine.sentry import Taken
+from upgrader.engine.takeover import Guard, Resume, Todo
 
 log = structlog.get_logger(__name__)
 
 _SOON_S = 1.0
+_PAST = 200  # runs
 
 
 class Started(TypedDict):
@@ -37,14 +42,14 @@ class Started(TypedDict):
 class Runner:
     """Carries out one run at a time; asked by any thread."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, post: Callable[[], Connection] | None = None) -> None:
         self._coordinator = coordinator
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._control = Control()
         self._engine: Engine | None = None
         self.news = threading.Event()  # something has happened that `keep` should look at
-        self.guard = Guard(coordinator, self.news.set)
+        self.guard = Guard(coordinator, self.news.set, post)
 
     @property
     def busy(self) -> bool:
@@ -132,6 +137,14 @@ class Runner:
             engine = self._coordinator.begin(todo, self._control, _log_event)
         self._start(engine, back=False)
 
+    def past(self) -> tuple[int, RunView | None, RunView | None]:
+        """Takeovers of the last hour, the latest run, and the latest takeover."""
+        journal = self._coordinator.journal
+        headings = journal.headings(_PAST)
+        recent = history(headings, self._coordinator.setup().host.clock.now_ns()).recent
+        taken = next((head.run_id for head, _, _ in headings if head.kind == PlanKind.TAKEOVER), None)
+        return recent, journal.latest(), None if taken is None else journal.view(taken)
+
     def join(self, timeout_s: float | None = None) -> None:
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -185,8 +198,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, config: Path, coordinator: Coordinator) -> None:
-        self.runner = Runner(coordinator)
+    def __init__(
+        self, path: Path, config: Path, coordinator: Coordinator, post: Callable[[], Connection] | None = None
+    ) -> None:
+        self.runner = Runner(coordinator, post)
         self.path = path
         self._config = config
         self._door = threading.Lock()

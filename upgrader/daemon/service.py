@@ -15,8 +15,10 @@ import structlog
 from upgrader.config import config_path, load
 from upgrader.core.errors import UpgradeError
 from upgrader.daemon.logs import set_up
+from upgrader.daemon.metrics import Metrics
 from upgrader.daemon.notify import notify, watchdog_s
 from upgrader.daemon.protocol import error_fields
+from upgrader.daemon.sentry import post
 from upgrader.daemon.server import Runner, Server
 from upgrader.engine.control import Request
 from upgrader.engine.lock import host_lock
@@ -38,7 +40,7 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
     with host_lock(settings.host.lock):
         one, journal = coordinator(config)
         settled = one.start()
-        server = Server(settings.host.socket, config, one)
+        server = Server(settings.host.socket, config, one, lambda: post(config))
         serving = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="serve", daemon=True
         )
@@ -47,7 +49,8 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         _tell(tell, {"ready": True})
         notify("READY=1")
         beat_s = watchdog_s()
-        keeper = threading.Thread(target=_keep, args=(server.runner, stop), name="keep", daemon=True)
+        metrics = Metrics(settings.host.metrics) if settings.host.metrics else None
+        keeper = threading.Thread(target=_keep, args=(server.runner, stop, metrics), name="keep", daemon=True)
         keeper.start()
         try:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
@@ -69,13 +72,15 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
             journal.close()
 
 
-def _keep(runner: Runner, stop: threading.Event) -> None:
+def _keep(runner: Runner, stop: threading.Event, metrics: Metrics | None) -> None:
     """Now and then, and at once when there is news; in a thread of its own, since it may wait for parts of the host."""
     while not stop.is_set():
         try:
             runner.keep()
         except Exception:
             log.exception("keeping failed by a fault of ours")
+        if metrics:
+            metrics.write(runner)
         runner.news.wait(_KEEP_S)
         runner.news.clear()
 

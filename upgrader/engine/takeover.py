@@ -1,17 +1,14 @@
 """The guard of a host: keeps its standby ready while no run is on, waits for the death of the active, and takes over.
 
-Two threads meet here. The one that waits (`_Watch`) has a host of its own: connections that nobody else uses, messages that
-stand ready, and nothing to import, to log or to write on the way. The one that keeps (`look`) does all the rest.
+Who waits, and acts, is the sentry (engine/sentry.py), in a process of its own. `look` does all the rest.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 
 import structlog
 
@@ -25,6 +22,7 @@ from upgrader.core.model import PortBinding, SlotName, VmPort
 from upgrader.core.plan import Plan, PlanKind, without_rings
 from upgrader.core.takeover import Action, Protection, Sight, Standing
 from upgrader.engine.coordinator import DIED, Coordinator, Setup, make_plan
+from upgrader.engine.sentry import Failed, Order, Sentry, Taken
 from upgrader.steps import Context, replication
 from upgrader.steps.attach_standby import attach
 from upgrader.steps.base import Freshness
@@ -39,14 +37,6 @@ _SILENT = 3  # looks after which a connection is made anew
 _RUNS = 200  # of the journal, looked at for the last wish and the last takeovers
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A takeover that was carried out and is to be recorded, and to be finished."""
-
-    plan: Plan
-    data: Data
-
-
 class Resume:
     """The takeover that a coordinator before us did not finish goes on."""
 
@@ -56,30 +46,42 @@ Todo = Plan | Taken | Resume | None
 
 @dataclass(slots=True)
 class _Armed:
-    """A standby that stands by. `hot` is for the takeover alone; `cold` keeps the standby what the active is.
+    """A standby that stands by.
 
+    plan    of the run that armed the host
+    cold    keeps the standby what the active is
+    ready   what a takeover would do now
     silent  by VM, how many looks in a row QEMU called the standby ready and the standby's port was down
     """
 
     run_id: int
     plan: Plan
-    hot: Context
     cold: Context
     following: replication.Following = field(default_factory=replication.Following)
-    automatic: bool = False
-    watch: _Watch | None = None
+    ready: Plan | None = None
+    at_death: bool = False
+    at_hang: bool = False
+    sentry: Sentry | None = None
     silent: dict[str, int] = field(default_factory=dict)
 
 
 class Guard:
-    """`look` is called now and then while no run is on, `suspend` before one begins; `woken` when there is news."""
+    """`look` is called now and then while no run is on, `suspend` before one begins; `woken` when there is news.
 
-    def __init__(self, coordinator: Coordinator, woken: Callable[[], None] = lambda: None) -> None:
+    `post` starts a sentry and returns the connection to it; without one a death is seen when somebody looks.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        woken: Callable[[], None] = lambda: None,
+        post: Callable[[], Connection] | None = None,
+    ) -> None:
         self._coordinator = coordinator
         self._woken = woken
-        self._lock = threading.Lock()  # the takeover, and what makes it ready
+        self._post = post
+        self._lock = threading.Lock()  # of `_armed`
         self._armed: _Armed | None = None
-        self._taken: Taken | None = None
         self._first = True
         self._not_before_s = 0.0
         self._said = ""
@@ -90,12 +92,21 @@ class Guard:
         """Whether somebody relies on this process being there."""
         return self.standing.state is not Protection.DISARMED
 
+    @property
+    def sentry_ready(self) -> bool:
+        armed = self._armed
+        return bool(armed and armed.sentry and armed.sentry.ready and not armed.sentry.gone)
+
     def suspend(self) -> None:
         """Stop waiting: a run is about to begin, and core/decisions.py says what a death means in it."""
+        if self._relieve():
+            log.warning("taken over at the moment when a run began: the run finds the VMs where they are now")
+
+    def _relieve(self) -> Taken | None:
+        """Nobody waits any more; the takeover that was carried out by then, to be recorded."""
         with self._lock:
             armed, self._armed = self._armed, None
-        if armed and armed.watch:
-            armed.watch.stop()
+        return armed.sentry.stop() if armed and armed.sentry else None
 
     def failed(self, error: UpgradeError) -> None:
         """What was to be done could not be begun, or seen."""
@@ -106,10 +117,13 @@ class Guard:
     def look(self) -> Todo:
         """Bring the standby in step, see who lives, and say what is to be run."""
         first, self._first = self._first, False
-        with self._lock:
-            taken, self._taken = self._taken, None
-        if taken:
-            return self._record(taken)
+        news = self._armed.sentry.news if self._armed and self._armed.sentry else None
+        if isinstance(news, Taken):
+            self._relieve()
+            return self._record(news)
+        if isinstance(news, Failed):
+            log.error("not taken over", error=news.what)
+            self._relieve()
         setup = self._coordinator.setup()
         past = takeover.history(self._coordinator.journal.headings(_RUNS), setup.host.clock.now_ns())
         if past.state is Protection.ARMED and past.run_id is not None:
@@ -132,21 +146,23 @@ class Guard:
         armed = self._armed
         seen = _sight(armed.cold, armed.plan)
         state = Protection.ARMED
+        if seen is Sight.BOTH_LIVE and armed.sentry and armed.sentry.hangs:
+            seen = Sight.ACTIVE_HANGS
+            state = Protection.STALE if self.standing.state is Protection.STALE else state
         action = takeover.decide(state, seen, setup.takeover, recent)
-        armed.automatic = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
+        armed.at_death = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
+        fresh = self.standing.state is Protection.ARMED  # what it took over by itself would be what the active is
+        armed.at_hang = fresh and takeover.decide(state, Sight.ACTIVE_HANGS, setup.takeover, recent) is Action.TAKE_OVER
         source, target = armed.cold.source.name, armed.cold.target.name
         match action:
             case Action.FOLLOW:
                 self._follow(setup, armed)
             case Action.TAKE_OVER:
-                self._act(armed)
-                with self._lock:
-                    taken, self._taken = self._taken, None
-                return self._record(taken) if taken else None
+                return self._act(armed)
             case Action.ARM:
                 return self._arm(setup, f"the standby, slot {target}, has died")
             case Action.SHOUT:
-                self._shout(seen, source, target)
+                self._shout(seen, source, target, armed.sentry.hangs if armed.sentry else "")
             case Action.NOTHING:
                 self._tell(Protection.STALE, 'takeover.policy is "off": the standby is not kept', "upgrade disarm")
         return None
@@ -195,14 +211,10 @@ class Guard:
 
     def _make(self, setup: Setup, run_id: int) -> _Armed:
         plan = self._coordinator.journal.plan(run_id)
-        other = self._coordinator.setup()
         slots = setup.slots[plan.source], setup.slots[plan.target]
-        armed = _Armed(run_id, plan, Context(setup.host, plan, *slots), Context(other.host, plan, *slots))
+        armed = _Armed(run_id, plan, Context(setup.host, plan, *slots))
         if armed.cold.pid(armed.cold.target) is not None:
             self._prepare(setup, armed)
-        handle = armed.cold.host.processes.watch(armed.cold.source)
-        if handle is not None:
-            armed.watch = _Watch(handle, lambda: self._died(armed))
         return armed
 
     def _follow(self, setup: Setup, armed: _Armed) -> None:
@@ -210,8 +222,10 @@ class Guard:
         source, target = armed.cold.source.name, armed.cold.target.name
         lacking: list[str] = []
         try:
+            self._mend_databases(setup, armed)
             _bring_strays(armed.cold)
             self._prepare(setup, armed)
+            self._order(armed)
             cold = armed.cold
             lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
             lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
@@ -224,6 +238,22 @@ class Guard:
         where = Standing(state, "; ".join(lacking[:3]), "upgrade status" if lacking else "", source, target)
         self._stand(replace(where, vms=len(armed.cold.plan.ports), policy=setup.takeover.policy))
 
+    def _mend_databases(self, setup: Setup, armed: _Armed) -> None:
+        """A database server that died takes no packet with it: forwarding goes on, and it is started on its file again."""
+        for slot in (armed.cold.source, armed.cold.target):
+            now = setup.host.processes.status(slot)
+            if now.vswitchd_pid is None or now.ovsdb_pid is not None:
+                continue
+            if setup.takeover.maintenance:
+                raise StepError(
+                    "DATABASE_DIED",
+                    f"ovsdb-server of slot {slot.name} has died, and takeover.maintenance is set",
+                    state="its switch forwards as before, and takes no change of its configuration",
+                    next="unset takeover.maintenance: it is started again by itself",
+                )
+            setup.host.processes.start_database(slot)
+            log.warning("ovsdb-server had died and was started again", slot=slot.name)
+
     def _prepare(self, setup: Setup, armed: _Armed) -> None:
         """What a takeover would do to the VMs that run now, and all that it needs for it."""
         cold = armed.cold
@@ -233,56 +263,45 @@ class Guard:
         ready = takeover_plan(
             cold.plan.host, cold.source.name, cold.target.name, ports, bound, versions, (), setup.policy
         )
+        armed.ready = ready
+
+    def _order(self, armed: _Armed) -> None:
+        """Have the sentry ready for that. Raises HostError when it is not."""
         with self._lock:
-            armed.hot = replace(armed.hot, plan=ready)
-            self._warm(armed.hot)
-
-    def _warm(self, hot: Context) -> None:
-        """Once through what the takeover needs, so that it stands ready: sockets, messages, the connection to libvirt."""
-        hot.host.steering.rules()
-        if hot.plan.all_ports:
-            hot.host.hypervisor.ownership(hot.plan.all_ports[0])
-
-    def _died(self, armed: _Armed) -> None:
-        if armed.automatic:
-            self._act(armed)
-        self._woken()
-
-    def _act(self, armed: _Armed) -> None:
-        """The takeover itself: effects first, the record after them (`Taken`). Once for each arming."""
-        with self._lock:
-            if self._armed is not armed:
+            if self._post is None or armed.ready is None or self._armed is not armed:
                 return
+            if armed.sentry is None or armed.sentry.gone:
+                armed.sentry = Sentry(self._post(), self._woken)
+        armed.sentry.order(Order(armed.ready, armed.at_death, armed.at_hang))
+
+    def _act(self, armed: _Armed) -> Taken | None:
+        """The takeover itself, where the sentry has not carried it out: effects first, the record after them."""
+        taken = self._relieve()
+        if taken is None and armed.ready:
             try:
-                data = take_over(armed.hot, armed.hot.plan.all_ports)
-                self._taken = Taken(armed.hot.plan, data)
+                context = replace(armed.cold, plan=armed.ready)
+                taken = Taken(armed.ready, take_over(context, armed.ready.all_ports))
             except UpgradeError as error:
                 log.error("not taken over", error=str(error))
                 self.standing = replace(self.standing, state=Protection.EXPOSED, reason=str(error), next=error.next)
-                return
-            self._armed = None
-        if armed.watch:
-            armed.watch.stop()
+        return self._record(taken) if taken else None
 
     def act_now(self, plan: Plan) -> Data:
         """A takeover that a person asked for, whatever `look` is waiting for meanwhile. Raises UpgradeError."""
+        taken = self._relieve()
+        if taken:
+            return taken.data
         setup = self._coordinator.setup()
-        with self._lock:
-            armed, self._armed = self._armed, None
-            data = take_over(
-                Context(setup.host, plan, setup.slots[plan.source], setup.slots[plan.target]), plan.all_ports
-            )
-        if armed and armed.watch:
-            armed.watch.stop()
-        return data
+        return take_over(Context(setup.host, plan, setup.slots[plan.source], setup.slots[plan.target]), plan.all_ports)
 
-    def _shout(self, seen: Sight, source: SlotName, target: SlotName) -> None:
+    def _shout(self, seen: Sight, source: SlotName, target: SlotName, hangs: str) -> None:
         what = {
             Sight.ACTIVE_DIED: f"slot {source} is dead; QEMU brings rings to slot {target}, nobody has turned steering",
+            Sight.ACTIVE_HANGS: f"slot {source}'s switch lives and does not work: {hangs}",
             Sight.STANDBY_DIED: f"the standby, slot {target}, has died",
             Sight.BOTH_DIED: "both switches are dead: no VM has a network",
         }.get(seen, str(seen))
-        then = "upgrade takeover" if seen is Sight.ACTIVE_DIED else "upgrade arm"
+        then = "upgrade takeover" if seen in (Sight.ACTIVE_DIED, Sight.ACTIVE_HANGS) else "upgrade arm"
         if seen is Sight.BOTH_DIED:
             then = f"start the switch of slot {source}, then: upgrade arm"
         self._tell(Protection.EXPOSED, what, then)
@@ -298,36 +317,6 @@ class Guard:
             self._said = said
             loud = now.state in (Protection.EXPOSED, Protection.STALE)
             (log.warning if loud else log.info)("protection", state=str(now.state), reason=now.reason, next=now.next)
-
-
-class _Watch:
-    """A thread that waits for a descriptor to become readable, and then calls `then`; or for `stop`."""
-
-    def __init__(self, handle: int, then: Callable[[], None]) -> None:
-        self._handle = handle
-        self._then = then
-        self._told, self._tell = os.pipe()
-        self._stopped = threading.Event()
-        threading.Thread(target=self._wait, name="watch", daemon=True).start()
-
-    def stop(self) -> None:
-        if not self._stopped.is_set():
-            self._stopped.set()
-            os.close(self._tell)
-
-    def _wait(self) -> None:
-        try:
-            with suppress(OSError):  # it sleeps but for a takeover, which must not wait behind a busy machine
-                os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-            readable, _, _ = select.select([self._handle, self._told], [], [])
-            if self._handle in readable and not self._stopped.is_set():
-                self._then()
-        except Exception:
-            log.exception("the active is not watched any more")
-        finally:
-            os.close(self._handle)
-            os.close(self._told)
-            self.stop()
 
 
 def _sight(context: Context, armed_by: Plan) -> Sight:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core import openflow
 from upgrader.core.control import Control
+from upgrader.core.health import Pulse, Thread
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
@@ -43,7 +45,7 @@ class SimProcesses:
 
     def status(self, slot: Slot) -> SlotStatus:
         pid = self._w.pids[slot.name]
-        return SlotStatus(pid, pid + 1 if pid else None)
+        return SlotStatus(pid, pid + 1 if pid and slot.name not in self._w.databases_down else None)
 
     def running_version(self, slot: Slot) -> str | None:
         return "3.1.0" if self._w.pids[slot.name] else None
@@ -53,6 +55,9 @@ class SimProcesses:
 
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
+        if slot.name in self._w.databases_down:  # the same file again
+            self._w.databases_down.remove(slot.name)
+            return 1
         if self._w.in_control == slot.name:  # a new database, which has nobody in it
             self._w.in_control = None
         return 1
@@ -82,12 +87,15 @@ class SimProcesses:
         self._w.call(f"kill {slot.name}")
         self._w.die(slot.name)
 
-    def watch(self, slot: Slot) -> int | None:
+    def watch(self, slot: Slot) -> SimDeathWatch | None:
         if self._w.pids[slot.name] is None or not self._w.watchable:
             return None
         readable, end = os.pipe()
         self._w.watchers.setdefault(slot.name, []).append(end)
-        return readable
+        return SimDeathWatch(readable)
+
+    def probe(self, slot: Slot) -> SimProbe | None:
+        return SimProbe(self._w, slot.name) if self._w.watchable else None
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         self._w.call(f"fence {slot.name}")
@@ -98,6 +106,38 @@ class SimProcesses:
 
     def start_at_boot(self, slot: Slot) -> None:
         self._w.call(f"start_at_boot {slot.name}")
+
+
+class SimDeathWatch:
+    """A pipe whose other end is closed by `World.die`."""
+
+    early = True
+
+    def __init__(self, readable: int) -> None:
+        self._readable = readable
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def died(self) -> bool:
+        return os.read(self._readable, 1) == b""
+
+    def close(self) -> None:
+        os.close(self._readable)
+
+
+class SimProbe:
+    def __init__(self, world: World, name: SlotName) -> None:
+        self._w = world
+        self._name = name
+
+    def pulse(self) -> Pulse | None:
+        """One of a switch that does nothing, and is stopped where the world says so."""
+        if self._w.pids[self._name] is None:
+            return None
+        return Pulse(time.monotonic(), Thread(0.0, "T" if self._name in self._w.stopped else "S"), {}, {})
+
+    def close(self) -> None: ...
 
 
 class SimDatabase:

@@ -49,6 +49,8 @@ class World:
     trouble: list[str] = field(default_factory=list)
     fails_over: bool = field(default=True, metadata=PASSING)  # QEMU brings rings over by itself
     watchable: bool = field(default=False, metadata=PASSING)  # a thread may wait for a switch to die
+    databases_down: set[SlotName] = field(default_factory=set, metadata=PASSING)  # whose switch lives
+    stopped: set[SlotName] = field(default_factory=set, metadata=PASSING)  # switches that were sent SIGSTOP
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
 
     def call(self, name: str) -> None:

@@ -5,12 +5,16 @@ Every effect looks first, or holds when said again: this is carried out before i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from upgrader.core.errors import HostError, StepError, UpgradeError
 from upgrader.core.model import VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+
+Each = Callable[
+    [Callable[[VmPort], bool | UpgradeError | None], Sequence[VmPort]], Iterable[bool | UpgradeError | None]
+]
 
 _SETTLE_S = 3.0
 _POLL_S = 0.001
@@ -49,9 +53,9 @@ class TakeOver:
         )
 
 
-def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
+def take_over(context: Context, ports: Sequence[VmPort], each: Each = map) -> Data:
     """Fence, steering, rings; nothing else, and no record: this is what a VM waits for. Returns when it began (CLOCK_REALTIME)
-    and what each part took, us.
+    and what each part took, us. `each` applies a function to all VMs, one after the other or several at a time.
 
     Steering goes first, since it is one message for all VMs; what it brings before the rings have moved would have been
     lost at the dead switch as well. Raises HostError, with nothing changed, when the old switch cannot be fenced.
@@ -79,20 +83,13 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
     waiting = list(ports)
     deadline = steered + _SETTLE_S
     while waiting:  # each VM once before any is waited for
-        again = []
-        for port in waiting:
-            try:
-                brought = _bring(context, port, pid, harmless)
-            except UpgradeError as error:
-                brought = None
-                if clock.monotonic_s() > deadline:
-                    trouble.append(f"{port.label}: {error}")
-            switched += brought is True
-            if brought is None:
-                again.append(port)
+        brought = list(each(lambda port: _try(context, port, pid, harmless), waiting))
+        switched += brought.count(True)
+        again = [(port, result) for port, result in zip(waiting, brought, strict=True) if not isinstance(result, bool)]
         if again and clock.monotonic_s() > deadline:
+            trouble += [f"{port.label}: {result}" for port, result in again if result is not None]
             break
-        waiting = again
+        waiting = [port for port, _ in again]
         if waiting:
             clock.sleep(_POLL_S)
     ended = clock.monotonic_s()
@@ -105,6 +102,13 @@ def take_over(context: Context, ports: Sequence[VmPort]) -> Data:
         "switched by us": switched,
     }
     return told | ({"trouble": trouble} if trouble else {})
+
+
+def _try(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool | UpgradeError | None:
+    try:
+        return _bring(context, port, pid, harmless)
+    except UpgradeError as error:
+        return error
 
 
 def _bring(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool | None:
