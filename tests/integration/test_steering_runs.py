@@ -113,8 +113,8 @@ def test_a_whole_run_and_the_way_back(adapter: str, nic: Nic, tap: Tap, tmp_path
     settled(run, rig, "a")
 
 
-@pytest.mark.parametrize("way", ["resume", "rollback"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("way", ["resume", "rollback"])
 def test_a_coordinator_that_dies_between_two_rules(adapter: str, way: str, nic: Nic, tap: Tap, tmp_path: Path) -> None:
     """Before and behind every single change of a rule; another one, which remembers nothing, ends it either way."""
     cut = 0

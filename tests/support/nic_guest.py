@@ -21,7 +21,7 @@ from upgrader.adapters import gate
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "nic-guest"
-TESTS = ["tests/integration/test_steering.py", "-k", "tc_u32 or flower"]
+TESTS = ["tests/integration/test_steering.py", "tests/integration/test_steering_runs.py", "-k", "flower"]
 LIMIT_S = 900
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")
 _INIT = """#!/bin/busybox sh
