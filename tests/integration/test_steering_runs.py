@@ -121,6 +121,7 @@ def test_a_coordinator_that_dies_between_two_rules(adapter: str, way: str, nic: 
     for side in ("before", "behind"):
         number = 1
         while True:
+            tap.die_at = None
             run, rig = begun(adapter, tmp_path / f"{side}-{number}", nic)
             tap.arm(side, number)
             try:

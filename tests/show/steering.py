@@ -21,6 +21,8 @@ from tests.support import nic_guest, steer_bench
 from tests.support.steer_bench import GAP_US, RATE_PPS
 from tests.support.steering_rigs import ADAPTERS
 from upgrader.adapters import gate
+from upgrader.core.model import SteeringCapabilities
+from upgrader.core.steering import choose
 
 CONTRACT = "tests/integration/test_steering.py"
 RUNS = "tests/integration/test_steering_runs.py"
@@ -132,6 +134,10 @@ def claims() -> Iterator[Item]:
         f"; {', '.join(silent)} do not say what has not been run" if silent else ""
     )
     yield Item("documents that name a NIC say what was not run on it", figure, "all", bool(speaking) and not silent)
+    hardware = SteeringCapabilities(dual_delivery=False, per_vm=False, hardware=True)
+    told = [f.what for f in choose(hardware, 1).findings]
+    says = any(_OWED.search(what) for what in told)
+    yield Item("a plan that steers in hardware says so, too", "; ".join(told), "not run on hardware", says)
 
 
 def _lossless(what: str, passed: steer_bench.Passed, turns: int) -> Item:

@@ -88,6 +88,12 @@ def test_a_tunnel_of_the_other_ip_version_blocks_a_run(underlay: int, options: d
         assert f'nic.underlay = "ipv{10 - underlay}"' in f.remedy
 
 
+def test_a_plan_that_steers_in_hardware_says_what_was_never_run() -> None:
+    c = SteeringCapabilities(dual_delivery=False, per_vm=False, hardware=True)
+    assert [(f.code, f.severity) for f in choose(c, 2).findings] == [("STEERING_MODELLED", Severity.WARNING)]
+    assert choose(SteeringCapabilities(dual_delivery=True), 2).findings == ()
+
+
 @given(vms=st.integers(0, 500), capacity=st.integers(0, 500), per_vm=st.booleans())
 def test_room_is_counted_before_a_run(vms: int, capacity: int, per_vm: bool) -> None:
     strategy = choose(SteeringCapabilities(dual_delivery=False, per_vm=per_vm, capacity=capacity), vms)

@@ -47,6 +47,15 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 'upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where); then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
             )
         )
+    elif c.hardware:
+        found.append(
+            Finding(
+                "STEERING_MODELLED",
+                Severity.WARNING,
+                "rules for this NIC follow its driver's sources and were tried on a model of it, not run on hardware",
+                "upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where)",
+            )
+        )
     if c.capacity is not None and c.capacity < rules:
         found.append(
             Finding(
