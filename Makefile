@@ -68,7 +68,7 @@ show-replication: stack ## all that replication must show; PARTS="equal corpus f
 check-flower: venv ## steering by tc flower, in a guest whose kernel has it (downloads 70 MB once)
 	$(PY) -m tests.support.nic_guest
 
-show-steering: venv ## all that steering must show; PARTS="contract flower encoding model turns traffic claims"
+show-steering: venv ## all that steering must show; PARTS="contract runs flower encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)
 
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4

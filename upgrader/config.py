@@ -61,6 +61,9 @@ class NicConfig(_Section):
         "tc_flower by a switchdev NIC (E810, ConnectX), to each slot's representor",
     )
     vxlan_port: int = Field(default=4789, ge=1, le=65535, description="UDP port of the overlay (RFC 7348: 4789)")
+    underlay: Literal["ipv4", "ipv6"] = Field(
+        default="ipv4", description="what carries the overlay: the family of the tunnels' addresses"
+    )
     vfs: dict[SlotName, Annotated[int, Field(ge=0, le=254)]] = Field(
         default={}, description="ethtool: number of each slot's VF, as `ip link show PF` counts"
     )
@@ -74,6 +77,11 @@ class NicConfig(_Section):
 
     @model_validator(mode="after")
     def _whole(self) -> NicConfig:
+        if self.adapter == "ethtool" and self.underlay == "ipv6":
+            raise ValueError(
+                'the NIC\'s own rules take the overlay in IPv4 only; with nic.underlay = "ipv6": '
+                'nic.adapter = "tc_u32" or "tc_flower"'
+            )
         if self.adapter == "ethtool" and len(set(self.vfs.values())) != 2:
             raise ValueError(
                 "steering by ethtool needs nic.vfs: a VF of its own for each slot, e.g. vfs = { a = 0, b = 1 }"

@@ -23,6 +23,7 @@ from upgrader.adapters.well_known import WellKnownDirectory
 from upgrader.config import Config, SimulatedConfig, load
 from upgrader.core.errors import UsageError
 from upgrader.core.model import SLOTS, Slot, SlotName
+from upgrader.core.tc import Underlay
 from upgrader.engine.coordinator import Coordinator, Setup
 from upgrader.ports import Host, Processes, Steering, WellKnown
 
@@ -111,7 +112,9 @@ def steering(config: Config) -> Steering:
         return _software(config)
     if nic.adapter == "tc_flower":
         named = _representors(config)
-        return TcFlower(nic.pf, nic.netns, named, nic.vxlan_port, hardware=True, mirror=nic.mirror)
+        return TcFlower(
+            nic.pf, nic.netns, named, nic.vxlan_port, hardware=True, mirror=nic.mirror, underlay=_underlay(config)
+        )
     return Ethtool(
         EthtoolDevice(nic.pf, nic.netns),
         Vfs(nic.pf, nic.netns),
@@ -124,7 +127,12 @@ def steering(config: Config) -> Steering:
 
 
 def _software(config: Config) -> TcU32:
-    return TcU32(config.nic.pf, config.nic.netns, _representors(config), config.nic.vxlan_port)
+    nic = config.nic
+    return TcU32(nic.pf, nic.netns, _representors(config), nic.vxlan_port, _underlay(config))
+
+
+def _underlay(config: Config) -> Underlay:
+    return Underlay[config.nic.underlay.upper()]
 
 
 def _representors(config: Config) -> dict[SlotName, str]:

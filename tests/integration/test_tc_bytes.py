@@ -13,7 +13,7 @@ from tests.support.fake_nic import build_shim
 from tests.support.steer_bench import Nic, veth_nic
 from upgrader.adapters import gate
 from upgrader.core import tc
-from upgrader.core.tc import Mirred
+from upgrader.core.tc import Mirred, Underlay
 
 pytestmark = pytest.mark.integration
 
@@ -127,6 +127,32 @@ def test_flower(both: bool, skip_sw: bool, nic: Nic, shim: Path, tmp_path: Path)
     assert (read.takes_overlay, read.ifindexes) == (True, tuple(to))
 
 
+@pytest.mark.parametrize("classifier", ["u32", "flower"])
+def test_in_ipv6(classifier: str, nic: Nic, shim: Path, tmp_path: Path) -> None:
+    """Two words of u32's are its own there: what protocol follows, at 4, and the port, at 40."""
+    here = ["tc", "filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ipv6", "prio", "21"]
+    if classifier == "u32":
+        words = ["u32", "match", "u32", "0x1100", "0xff00", "at", "4", "match", "u32", "0x12b5", "0xffff", "at", "40",
+                 "match", "u32", "0x6400", "0xffffff00", "at", "52", "match", "u32", "0x52540000", "0xffffffff", "at", "56",
+                 "match", "u32", "0x00050000", "0xffff0000", "at", "60"]  # fmt: skip
+    else:
+        words = ["handle", "1", *_FLOWER]
+    theirs = sent([*here, *words, *_TO_A], nic, shim, tmp_path / "record", tc.NEW_FILTER)
+    to = tc.deliver([nic.index("vf1r")])
+    if classifier == "u32":
+        options = tc.u32_options(tc.overlay_words(PORT, VNI, MAC, Underlay.IPV6), to)
+    else:
+        options = tc.flower_options(PORT, to, skip_sw=False, underlay=Underlay.IPV6)
+    ours = message(nic, classifier, options, handle=int(classifier == "flower"), prio=21, underlay=Underlay.IPV6)
+    assert ours[:20] == theirs[:20]
+    nested = _U32 if classifier == "u32" else _FLOWER_TREE
+    assert tree(ours[20:], nested) == tree(theirs[20:], nested)
+    if classifier == "flower":
+        options = tc.attributes(theirs[20:])[2]
+        assert tc.read_flower(options, PORT, Underlay.IPV6).takes_overlay
+        assert not tc.read_flower(options, PORT).takes_overlay
+
+
 def test_an_action_is_changed_as_tc_does(nic: Nic, shim: Path, tmp_path: Path) -> None:
     argv = ["tc", "actions", "replace", *_TO_A, "index", "9"]
     theirs = sent(argv, nic, shim, tmp_path / "record", tc.NEW_ACTION)
@@ -154,8 +180,19 @@ def test_vf_attributes(words: list[str], change: dict[str, int], nic: Nic, shim:
     assert tree(ours[16:], nested)[22] == tree(theirs[16:], nested)[22]
 
 
-def message(nic: Nic, classifier: str, options: bytes, handle: int = 0) -> bytes:
+def message(
+    nic: Nic, classifier: str, options: bytes, *, handle: int = 0, prio: int = 20, underlay: Underlay = Underlay.IPV4
+) -> bytes:
     """The body of the message that adds a filter as `argv` above does."""
-    where = {"ifindex": nic.index("pf0"), "parent": 0xFFFF0000, "prio": 20, "handle": handle}
-    made = tc.filter_message(tc.NEW_FILTER, tc.CREATE | tc.EXCLUSIVE, classifier=classifier, options=options, **where)
+    made = tc.filter_message(
+        tc.NEW_FILTER,
+        tc.CREATE | tc.EXCLUSIVE,
+        ifindex=nic.index("pf0"),
+        parent=tc.INGRESS,
+        prio=prio,
+        handle=handle,
+        classifier=classifier,
+        underlay=underlay,
+        options=options,
+    )
     return made[16:]

@@ -19,13 +19,18 @@ from tests.bench import bench_steering as bench
 from tests.show.items import OUT, ROOT, Item, show
 from tests.support import nic_guest, steer_bench
 from tests.support.steer_bench import GAP_US, RATE_PPS
+from tests.support.steering_rigs import ADAPTERS
 from upgrader.adapters import gate
+from upgrader.core.model import SteeringCapabilities
+from upgrader.core.steering import choose
 
 CONTRACT = "tests/integration/test_steering.py"
+RUNS = "tests/integration/test_steering_runs.py"
 BYTES = ("tests/integration/test_nfc_bytes.py",)
 TC_BYTES = "tests/integration/test_tc_bytes.py"
 X710 = ("tests/unit/test_x710.py", "tests/unit/test_run_x710.py")
-ADAPTERS = ("tc_u32", "x710-in-tree", "x710-out-of-tree", "x710-with-catch", "x710-with-detour")
+HERE = tuple(a for a in ADAPTERS if not a.startswith("tc_flower"))  # this kernel has no flower
+FLOWER_TESTS = 44
 TURN_LIMIT_US = 50
 FAILOVER_LIMIT_US = 1000
 VMS = 100
@@ -39,10 +44,20 @@ _OWED = re.compile(r"not\s+(been\s+)?run\s+on\s+hardware|has\s+not\s+been\s+run"
 
 def contract() -> Iterator[Item]:
     """The one suite of contract tests, by adapter."""
-    for adapter in ADAPTERS:
+    for adapter in HERE:
         yield suite(f"contract tests, {adapter}", [CONTRACT], least=5, only=f"test_contract and [{adapter}]")
-    only = "not test_contract and not flower"
-    yield suite("tc on the real kernel: packets, foreign rules, errors", [CONTRACT], least=3, only=only)
+    only = "not test_contract and not others and not flower"
+    yield suite("tc on the real kernel: packets, errors", [CONTRACT], least=4, only=only)
+    only = "others and not flower"
+    yield suite("tc: filters of others never touched (property tests)", [CONTRACT], least=4, only=only)
+
+
+def runs() -> Iterator[Item]:
+    """Whole upgrades by each adapter, and a coordinator that dies before and behind every change of a rule."""
+    for adapter in HERE:
+        yield suite(f"whole upgrade and way back, {adapter}", [RUNS], least=1, only=f"whole_run and [{adapter}]")
+        only = f"dies_between and -{adapter}]"
+        yield suite(f"dead between two rules: resume, rollback, {adapter}", [RUNS], least=2, only=only)
 
 
 def flower() -> Iterator[Item]:
@@ -51,8 +66,8 @@ def flower() -> Iterator[Item]:
     figure = f"{result.passed} pass, {result.skipped} skipped, exit code {result.code}"
     if not result.whole:
         figure += f"; {result.output[-300:]}"
-    what = f"contract tests and packets, tc_flower, kernel {result.kernel} (software, not run on hardware)"
-    yield Item(what, figure, "all, 15 or more", result.whole and result.passed >= 15)
+    what = f"contract, packets, whole runs, tc_flower, kernel {result.kernel} (software, not run on hardware)"
+    yield Item(what, figure, f"all, {FLOWER_TESTS} or more", result.whole and result.passed >= FLOWER_TESTS)
 
 
 def encoding() -> Iterator[Item]:
@@ -119,6 +134,10 @@ def claims() -> Iterator[Item]:
         f"; {', '.join(silent)} do not say what has not been run" if silent else ""
     )
     yield Item("documents that name a NIC say what was not run on it", figure, "all", bool(speaking) and not silent)
+    hardware = SteeringCapabilities(dual_delivery=False, per_vm=False, hardware=True)
+    told = [f.what for f in choose(hardware, 1).findings]
+    says = any(_OWED.search(what) for what in told)
+    yield Item("a plan that steers in hardware says so, too", "; ".join(told), "not run on hardware", says)
 
 
 def _lossless(what: str, passed: steer_bench.Passed, turns: int) -> Item:
@@ -147,6 +166,7 @@ def suite(what: str, files: list[str] | tuple[str, ...], *, least: int, only: st
 
 PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "contract": contract,
+    "runs": runs,
     "flower": flower,
     "encoding": encoding,
     "model": model,

@@ -12,6 +12,7 @@ import logging
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from upgrader.adapters import gate
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "nic-guest"
-TESTS = ["tests/integration/test_steering.py", "-k", "tc_u32 or flower"]
+TESTS = ["tests/integration/test_steering.py", "tests/integration/test_steering_runs.py", "-k", "flower or (tc_u32 and test_contract)"]
 LIMIT_S = 900
-_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")
+_ROOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+TC_MODULES = ("veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")
 _INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /sbin /usr/bin /usr/sbin /host /rw /new
 /bin/busybox --install -s
@@ -78,7 +80,7 @@ def kernel() -> tuple[str, Path]:
     return release, folder
 
 
-def initramfs(release: str, folder: Path, command: str) -> Path:
+def initramfs(release: str, folder: Path, modules: Sequence[str], command: str) -> Path:
     """Busybox, the modules with what they need, in order, and what to run."""
     root = CACHE / "root"
     shutil.rmtree(root, ignore_errors=True)
@@ -86,7 +88,7 @@ def initramfs(release: str, folder: Path, command: str) -> Path:
     (root / "modules").mkdir()
     shutil.copy("/usr/bin/busybox", root / "bin/busybox")
     order: list[str] = []
-    for module in _MODULES:
+    for module in (*_ROOT_MODULES, *modules):
         shown = gate.run(["modprobe", "-d", str(folder), "-S", release, "--show-depends", module]).stdout
         for path in (Path(line.split()[1]) for line in shown.splitlines() if line.startswith("insmod")):
             if path.name not in order:
@@ -102,30 +104,36 @@ def initramfs(release: str, folder: Path, command: str) -> Path:
     return image
 
 
-def run_tests() -> Result:
-    """Boot, run the tests, power off. Takes two to four minutes under emulation."""
+def boot(
+    command: Sequence[str],
+    modules: Sequence[str],
+    *,
+    qemu: Sequence[str] = ("qemu-system-x86_64", "-M", "q35"),
+    memory_mib: int = 1024,
+    kernel_words: str = "",
+    limit_s: float = LIMIT_S,
+) -> tuple[str, str]:
+    """Boot, run the command on this repository, power off; the kernel's release, and what was on the console.
+
+    qemu   the emulator, its machine, and devices beside the one for the file system
+    """
     release, folder = kernel()
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--color=no",
-        "-p",
-        "no:cacheprovider",
-        "--basetemp=/run/tests",
-        *TESTS,
-    ]
-    path = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin"
-    image = initramfs(release, folder, f"{path}\ncd {ROOT}\n{gate.paste(pytest)}\n")
+    path = f"export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONPATH={ROOT}"
+    image = initramfs(release, folder, modules, f"{path}\ncd {ROOT}\n{gate.paste([*command])}\n")
     argv = [
-        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2", "-m", "1024"),
+        *(*qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)),
         *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-kernel", str(folder / f"boot/vmlinuz-{release}"), "-initrd", str(image)),
         *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
-        *("-append", "console=ttyS0 quiet mitigations=off panic=-1"),
+        *("-append", f"console=ttyS0 quiet mitigations=off panic=-1 {kernel_words}"),
     ]
-    output = gate.run(argv, timeout_s=LIMIT_S, check=False).stdout
+    return release, gate.run(argv, timeout_s=limit_s, check=False).stdout
+
+
+def run_tests() -> Result:
+    """The tests in the guest. Takes some minutes under emulation."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "--basetemp=/run/tests"]
+    release, output = boot([*pytest, *TESTS], TC_MODULES)
 
     def number(pattern: str) -> int | None:
         found = re.search(pattern, output)

@@ -17,6 +17,7 @@ from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core import tc
 from upgrader.core.model import SlotName, VmPort
+from upgrader.core.tc import Underlay
 from upgrader.sim.facts import vm_port
 
 SOURCE = Path(__file__).with_name("steer_gen.c")
@@ -59,8 +60,8 @@ def veth_nic(label: str = "nic", *, wired: bool = False) -> Iterator[Nic]:
         gate.run(["ip", "netns", "del", netns])
 
 
-def software(nic: Nic) -> TcU32:
-    return TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789)
+def software(nic: Nic, underlay: Underlay = Underlay.IPV4) -> TcU32:
+    return TcU32("pf0", nic.netns, {"a": "vf1r", "b": "vf2r"}, 4789, underlay)
 
 
 class Wiring:

@@ -1,7 +1,8 @@
 /*
  * steer_gen WIRE SINK... RATE SECONDS VNI MAC: VXLAN packets for one VM at a constant rate onto a netdev, and who got them.
  *
- * Open loop, each packet with a number of its own; every SINK is read (AF_PACKET). After SECONDS, and half a second for
+ * Open loop, each packet with a number of its own; every SINK is read (AF_PACKET). The sender goes before everything else
+ * that wants its CPU (SCHED_FIFO): whoever turns rules would else hold it up just while they are turned. After SECONDS, and half a second for
  * stragglers, one line of JSON: sent, lost (at no sink), duplicated (more than once at any), reordered, and per sink how
  * many. "ready" is printed before the first packet. It ends by itself.
  */
@@ -13,6 +14,7 @@
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,6 +163,8 @@ int main(int argc, char **argv)
 	}
 	if (pthread_create(&reader, NULL, receive, NULL))
 		die("pthread_create");
+	if (sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 }))	/* this thread alone */
+		die("SCHED_FIFO");
 	puts("ready");
 	fflush(stdout);
 	start = now_ns();

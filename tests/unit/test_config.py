@@ -80,6 +80,8 @@ def test_a_slot_started_under_the_well_known_names_has_a_folder_of_its_own(tmp_p
         ('pf = "eth0"', 'pf = "eth0"\nport = 5', "nic.port"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "magic"', "'tc_u32', 'ethtool' or 'tc_flower'"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"', "nic.vfs"),
+        ('pf = "eth0"', 'pf = "eth0"\nunderlay = "ipv5"', "'ipv4' or 'ipv6'"),
+        ('pf = "eth0"', 'pf = "eth0"\nunderlay = "ipv6"\nadapter = "ethtool"\nvfs = {a = 0, b = 1}', "in IPv4 only"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"\nvfs = {a = 1, b = 1}', "nic.vfs"),
         ('pf = "eth0"', 'pf = "eth0"\ncatch = "all"', "'gap' or 'window'"),
         ('pf = "eth0"', 'pf = "eth0"\nvxlan_port = 70000', "less than or equal to 65535"),

@@ -171,7 +171,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("back_to", ["a", "b"])
-@pytest.mark.parametrize("at", range(2, 8))
+@pytest.mark.parametrize("at", range(1, 7))
 def test_a_coordinator_that_dies_between_two_rules_is_mended(x710_host: Made, at: int, back_to: SlotName) -> None:
     """Cut before the n-th change of steering; whoever comes next remembers nothing, and reads the NIC."""
     made = x710_host(vms=4)
@@ -193,15 +193,9 @@ def test_a_coordinator_that_dies_between_two_rules_is_mended(x710_host: Made, at
 
     for name in ("steady", "open_window", "move_vm", "close_window"):
         cut(name)
-    died = False
-    try:
+    with pytest.raises(Killed):
         made.run(plan)
-    except Killed:
-        died = True
-    assert died == (at <= count)
     made.forget()
-    if made.world.pids["b"] is None or not died:
-        return
     assert made.restore(back_to).outcome == "done"
     assert made.points_to() == [(back_to,)]
     assert set(made.world.owners().values()) == {back_to}

@@ -56,11 +56,12 @@ def test_a_suite_passes_whole_or_not(
 def test_a_claim_of_hardware_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steering, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("It steers an X710; that was not run on hardware.")
-    (only,) = steering.claims()
+    only, plan = steering.claims()
     assert only.holds
+    assert plan.holds
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/new.md").write_text("Works on ConnectX.")
-    (only,) = steering.claims()
+    only, _ = steering.claims()
     assert not only.holds
     assert "docs/new.md" in only.figure
 
@@ -68,10 +69,10 @@ def test_a_claim_of_hardware_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("result", "whole"),
     [
-        (Result(0, 15, 0, "6.1", ""), True),
-        (Result(0, 14, 1, "6.1", ""), False),
-        (Result(1, 15, 0, "6.1", ""), False),
-        (Result(None, 15, 0, "6.1", ""), False),  # it never got to the end
+        (Result(0, steering.FLOWER_TESTS, 0, "6.1", ""), True),
+        (Result(0, steering.FLOWER_TESTS, 1, "6.1", ""), False),
+        (Result(1, steering.FLOWER_TESTS, 0, "6.1", ""), False),
+        (Result(None, steering.FLOWER_TESTS, 0, "6.1", ""), False),  # it never got to the end
         (Result(0, 0, 0, "6.1", ""), False),
     ],
 )
@@ -88,6 +89,9 @@ def test_the_tests_it_selects_are_there() -> None:
         ([steering.CONTRACT], "test_contract and [x710-with-detour]", 5),
         ([*steering.BYTES], "hands_the_kernel", 20),
         ([*steering.X710[1:]], "dies_between", 12),
+        ([steering.RUNS], "whole_run and [tc_u32-ipv6]", 1),
+        ([steering.RUNS], "dies_between and -tc_u32]", 2),
+        ([steering.CONTRACT], "others and not flower", 4),
         ([*steering.X710[:1]], "never_touched or stays", 2),
     ):
         done = gate.run([*argv, "-k", only, *files], cwd=steering.ROOT, timeout_s=120, check=False)

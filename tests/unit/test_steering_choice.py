@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from upgrader.core import plan as planning
 from upgrader.core import tc
 from upgrader.core.findings import Severity
-from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities
+from upgrader.core.model import SLOTS, Interface, SlotName, SteeringCapabilities
 from upgrader.core.steering import Arrival, choose, judge, majority
-from upgrader.sim.facts import host_facts
+from upgrader.core.tc import Underlay
+from upgrader.sim.facts import host_facts, switch_facts
 
 SLOT = st.sampled_from(SLOTS)
 
@@ -62,6 +65,35 @@ def test_what_is_unproven_blocks_until_it_is_accepted() -> None:
     assert "STEERING_UNPROVEN" not in [f.code for f in planning.restore(host_facts(), c, "a").blocking]
 
 
+@pytest.mark.parametrize(
+    ("underlay", "options", "blocked"),
+    [
+        (4, {"remote_ip": "flow"}, False),
+        (4, {"remote_ip": "10.0.0.2", "local_ip": "10.0.0.1"}, False),
+        (4, {"remote_ip": "2001:db8::2"}, True),
+        (4, {"remote_ip": "flow", "local_ip": "2001:db8::1"}, True),
+        (6, {"remote_ip": "2001:db8::2"}, False),
+        (6, {"remote_ip": "10.0.0.2"}, True),
+        (4, {}, False),
+    ],
+)
+def test_a_tunnel_of_the_other_ip_version_blocks_a_run(underlay: int, options: dict[str, str], blocked: bool) -> None:
+    switch = switch_facts(2)
+    tunnel = Interface("vtep0", "br-int", "vxlan", tuple(options.items()), (), 9, "up", None)
+    facts = host_facts(switch=replace(switch, interfaces=(*switch.interfaces, tunnel)))
+    plan = planning.upgrade(facts, SteeringCapabilities(dual_delivery=True, underlay=underlay))
+    found = [f for f in plan.blocking if f.code == "STEERING_OTHER_UNDERLAY"]
+    assert bool(found) is blocked
+    for f in found:
+        assert f'nic.underlay = "ipv{10 - underlay}"' in f.remedy
+
+
+def test_a_plan_that_steers_in_hardware_says_what_was_never_run() -> None:
+    c = SteeringCapabilities(dual_delivery=False, per_vm=False, hardware=True)
+    assert [(f.code, f.severity) for f in choose(c, 2).findings] == [("STEERING_MODELLED", Severity.WARNING)]
+    assert choose(SteeringCapabilities(dual_delivery=True), 2).findings == ()
+
+
 @given(vms=st.integers(0, 500), capacity=st.integers(0, 500), per_vm=st.booleans())
 def test_room_is_counted_before_a_run(vms: int, capacity: int, per_vm: bool) -> None:
     strategy = choose(SteeringCapabilities(dual_delivery=False, per_vm=per_vm, capacity=capacity), vms)
@@ -109,16 +141,19 @@ def test_what_counters_say(before: dict[SlotName, int], now: dict[SlotName, int]
     st.integers(1, 65535),
     st.none() | st.integers(0, 2**24 - 1),
     st.none() | st.binary(min_size=6, max_size=6),
+    st.sampled_from(Underlay),
 )
-def test_a_filter_is_read_as_it_was_written(port: int, vni: int | None, mac: bytes | None) -> None:
+def test_a_filter_is_read_as_it_was_written(port: int, vni: int | None, mac: bytes | None, under: Underlay) -> None:
     address = mac.hex(":") if mac is not None else None
-    words = tc.overlay_words(port, vni, address)
+    words = tc.overlay_words(port, vni, address, under)
     options = tc.u32_options(words, tc.deliver([7]))
     sel = options[options.rindex(bytes([1, 0, len(words), 0])) :]
     assert tc.read_u32_keys(sel) == words
-    assert tc.read_overlay(words, port) == (vni, address)
-    assert tc.read_overlay(words, port % 65535 + 1) is None
-    assert tc.read_overlay({**words, 16: (1, 0xFFFFFFFF)}, port) is None  # one more condition: not ours
+    assert tc.read_overlay(words, port, under) == (vni, address)
+    assert tc.read_overlay(words, port % 65535 + 1, under) is None
+    assert tc.read_overlay({**words, 16: (1, 0xFFFFFFFF)}, port, under) is None  # one more condition: not ours
+    other = Underlay.IPV4 if under is Underlay.IPV6 else Underlay.IPV6
+    assert tc.read_overlay(words, port, other) is None
 
 
 @given(st.integers(1, 130))

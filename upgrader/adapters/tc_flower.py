@@ -13,18 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from upgrader.adapters.netlink import Requests, netlink, route_socket
+from upgrader.adapters.netlink import Requests, route_socket
+from upgrader.adapters.tc_links import Links, TcLinks
 from upgrader.core import tc
-from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
 from upgrader.core.steering import majority
-from upgrader.core.tc import FlowerFilter
+from upgrader.core.tc import FlowerFilter, Underlay
 
-INGRESS, CLSACT_INGRESS = 0xFFFF0000, 0xFFFFFFF2  # linux/pkt_sched.h
-PRIO, HANDLE = 20, 1  # place of our one filter; all others are not ours
+# place of our one filter; all others are not ours. The kernel wants another priority for each protocol.
+_PRIOS = {Underlay.IPV4: 20, Underlay.IPV6: 21}
+_HANDLE = 1
 _UNPROVEN = (
     "tc flower with skip_sw has been run in software only, and not on hardware: whether this NIC takes the rule, turns it in "
     "one step and counts by it is not known"
@@ -35,19 +33,13 @@ _UNPROVEN = (
 class _State:
     """One PF's filters, read over a socket that is open."""
 
-    ipr: IPRoute
-    pf: int
-    parent: int
-    representors: dict[SlotName, int]
-    has_qdisc: bool
+    links: Links
     ours: FlowerFilter | None
     foreign: tuple[str, ...]
 
     def slots(self) -> tuple[SlotName, ...]:
         """Where our filter points to; none when it points to a stranger, too."""
-        by_index = {index: slot for slot, index in self.representors.items()}
-        to = self.ours.ifindexes if self.ours else ()
-        return tuple(by_index[i] for i in to) if all(i in by_index for i in to) else ()
+        return tc.slots_behind(self.ours.ifindexes if self.ours else (), self.links.representors)
 
 
 class TcFlower:
@@ -57,6 +49,7 @@ class TcFlower:
     representors  netdev of each slot's VF there
     hardware      the NIC has to take the filter (skip_sw); else this machine's CPUs do
     mirror        it can give a packet to two VFs
+    underlay      what carries the overlay
     """
 
     def __init__(
@@ -68,11 +61,11 @@ class TcFlower:
         *,
         hardware: bool,
         mirror: bool,
+        underlay: Underlay = Underlay.IPV4,
     ) -> None:
-        self._pf = pf
-        self._netns = netns
-        self._representors = representors
+        self._tc = TcLinks(pf, netns, representors)
         self._vxlan_port = vxlan_port
+        self._underlay = underlay
         self._hardware = hardware
         self._mirror = mirror
         self._served: dict[tuple[int | None, str], SlotName] = {}
@@ -82,6 +75,7 @@ class TcFlower:
             dual_delivery=self._mirror,
             per_vm=False,
             hardware=self._hardware,
+            underlay=self._underlay.version,
             unproven=_UNPROVEN if self._hardware else None,
         )
 
@@ -100,7 +94,7 @@ class TcFlower:
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
         self._served = {(port.vni, port.mac): slot for port, slot in served}
         if self._mirror:
-            self._point(tuple(self._representors))
+            self._point(tuple(self._tc.representors))
         elif served:
             self._follow()
 
@@ -108,7 +102,7 @@ class TcFlower:
         if len(slots) == 1:
             self._served[port.vni, port.mac] = slots[0]
         if self._mirror:
-            self._point(tuple(self._representors))
+            self._point(tuple(self._tc.representors))
         else:
             self._follow()
 
@@ -124,9 +118,7 @@ class TcFlower:
             return (SteeringRule(None, None, state.slots(), state.ours.packets),) if state.ours else ()
 
     def arrived(self) -> dict[SlotName, int]:
-        with self._state() as state:
-            links = {s: state.ipr.get_links(i)[0].get_attr("IFLA_STATS64") for s, i in state.representors.items()}
-        return {slot: int(counters["tx_packets"]) for slot, counters in links.items()}
+        return self._tc.arrived()
 
     def _follow(self) -> None:
         with self._state() as state:
@@ -138,71 +130,50 @@ class TcFlower:
         with self._state() as state:
             if state.slots() == slots and not anew:
                 return
-            if not state.has_qdisc:
-                state.ipr.tc("add", "ingress", index=state.pf, handle=INGRESS)
-            actions = tc.deliver([state.representors[s] for s in slots])
+            links = state.links
             message = tc.filter_message(
                 tc.NEW_FILTER,
                 tc.CREATE | tc.REPLACE,
-                ifindex=state.pf,
-                parent=state.parent,
-                prio=PRIO,
-                handle=HANDLE,
+                ifindex=links.pf,
+                parent=links.attach_ingress(),
+                prio=_PRIOS[self._underlay],
+                handle=_HANDLE,
                 classifier="flower",
-                options=tc.flower_options(self._vxlan_port, actions, skip_sw=self._hardware),
+                underlay=self._underlay,
+                options=tc.flower_options(
+                    self._vxlan_port,
+                    tc.deliver([links.representors[s] for s in slots]),
+                    skip_sw=self._hardware,
+                    underlay=self._underlay,
+                ),
             )
-            with route_socket(self._netns) as sock:
+            with route_socket(self._tc.netns) as sock:
                 Requests(sock).send([message])
 
     @contextmanager
     def _state(self) -> Iterator[_State]:
-        try:
-            with netlink(self._netns) as ipr:
-                pf = self._index(ipr, self._pf)
-                representors = {slot: self._index(ipr, name) for slot, name in self._representors.items()}
-                kinds = {q.get_attr("TCA_KIND") for q in ipr.get_qdiscs(index=pf)}
-                parent = CLSACT_INGRESS if "clsact" in kinds else INGRESS
-                has_qdisc = bool(kinds & {"ingress", "clsact"})
-                ours, foreign = self._read(ipr, pf, parent) if has_qdisc else (None, ())
-                yield _State(ipr, pf, parent, representors, has_qdisc, ours, foreign)
-        except FileNotFoundError as error:
-            raise self._error(f"there is no network namespace {self._netns}") from error
-        except (NetlinkError, OSError) as error:
-            raise self._error(f"the kernel or the NIC refused a flower rule on {self._pf}: {error}") from error
+        with self._tc.open() as links:
+            yield _State(links, *self._read(links))
 
-    def _read(self, ipr: IPRoute, pf: int, parent: int) -> tuple[FlowerFilter | None, tuple[str, ...]]:
+    def _read(self, links: Links) -> tuple[FlowerFilter | None, tuple[str, ...]]:
         """Our filter, and all others in words. Raises HostError where a stranger stands in our place."""
         ours = None
         foreign = []
-        for message in ipr.get_filters(index=pf, parent=parent):
+        present = links.ipr.get_filters(index=links.pf, parent=links.parent) if links.parent is not None else ()
+        for message in present:
             kind, prio, handle = message.get_attr("TCA_KIND"), message["info"] >> 16, message["handle"]
             options = _payload(message.get_attr("TCA_OPTIONS"))
             if not options or not handle:
                 continue  # the priority's own entry
             words = f"{kind} filter {handle:#x} at priority {prio}"
-            if (prio, handle) != (PRIO, HANDLE):
+            if (prio, handle) != (_PRIOS[self._underlay], _HANDLE):
                 foreign.append(words)
                 continue
-            found = tc.read_flower(options, self._vxlan_port) if kind == "flower" else None
+            found = tc.read_flower(options, self._vxlan_port, self._underlay) if kind == "flower" else None
             if found is None or not found.takes_overlay:
-                raise self._error(f"the {words} of {self._pf} is somebody else's, and stands where ours has to")
+                raise self._tc.error(f"the {words} of {self._tc.pf} is somebody else's, and stands where ours has to")
             ours = found
         return ours, tuple(foreign)
-
-    def _index(self, ipr: IPRoute, name: str) -> int:
-        found = ipr.link_lookup(ifname=name)
-        if not found:
-            raise self._error(f"there is no netdev {name} in {self._netns or 'the host'}")
-        return int(found[0])
-
-    def _error(self, what: str) -> HostError:
-        inside = f"ip netns exec {self._netns} " if self._netns else ""
-        return HostError(
-            "STEERING_FAILED",
-            what,
-            state="overlay traffic goes where it went before",
-            next=f"{inside}tc -s filter show dev {self._pf} ingress",
-        )
 
 
 def _payload(options: Any) -> bytes:

@@ -17,24 +17,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from upgrader.adapters.netlink import Requests, netlink, route_socket
+from upgrader.adapters.netlink import Requests, route_socket
+from upgrader.adapters.tc_links import Links, TcLinks
 from upgrader.core import tc
 from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
-from upgrader.core.tc import Mirred
+from upgrader.core.tc import Mirred, Underlay
 
-# Where the filters of a PF hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
-INGRESS = 0xFFFF0000
-CLSACT_INGRESS = 0xFFFFFFF2
-PRIO_VM = 10  # single VMs, in front of
-PRIO_STEADY = 20  # the rest of the overlay; priorities 1 to 49 are ours
+# Priorities of single VMs' filters, and behind them of the one for the rest; 1 to 49 are ours. The kernel wants
+# another one for each protocol.
+_PRIOS = {Underlay.IPV4: (10, 20), Underlay.IPV6: (11, 21)}
 
-# a filter of ours: its priority, VNI and inner MAC
-Key = tuple[int, int | None, str | None]
-_STEADY: Key = (PRIO_STEADY, None, None)
+# a filter of ours: VNI and inner MAC; none for the rest of the overlay
+Key = tuple[int | None, str | None]
+_STEADY: Key = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +62,25 @@ class TcU32:
     pf               netdev of the PF, in the network namespace `netns` (None: the host's)
     representors     netdev in that namespace through which each slot's VF is reached
     vxlan_port       UDP destination port of the overlay
+    underlay         what carries it
     """
 
-    def __init__(self, pf: str, netns: str | None, representors: dict[SlotName, str], vxlan_port: int) -> None:
-        self._pf = pf
-        self._netns = netns
-        self._representors = representors
+    def __init__(
+        self,
+        pf: str,
+        netns: str | None,
+        representors: dict[SlotName, str],
+        vxlan_port: int,
+        underlay: Underlay = Underlay.IPV4,
+    ) -> None:
+        self._tc = TcLinks(pf, netns, representors)
         self._vxlan_port = vxlan_port
+        self._underlay = underlay
         self._armed: dict[Key, _Armed] = {}
         self._socket: Requests | None = None
 
     def capabilities(self) -> SteeringCapabilities:
-        return SteeringCapabilities(dual_delivery=True)
+        return SteeringCapabilities(dual_delivery=True, underlay=self._underlay.version)
 
     def facts(self) -> NicFacts:
         with self._kernel() as kernel:
@@ -96,7 +99,7 @@ class TcU32:
         with self._kernel() as kernel:
             for port, slot in served:
                 kernel.set(_key(port), (slot,))
-            kernel.set(_STEADY, tuple(self._representors))
+            kernel.set(_STEADY, tuple(self._tc.representors))
         with self._kernel():  # read again: new filters have handles and indexes now
             pass
 
@@ -110,7 +113,7 @@ class TcU32:
         """The rule for all is turned first, the single ones go after it: at no time is a packet without a rule."""
         with self._kernel() as kernel:
             kernel.set(_STEADY, (slot,))
-            kernel.remove(PRIO_VM)
+            kernel.remove_single()
 
     def failover(self, slot: SlotName) -> None:
         """Every filter to `slot`; the single ones stay, so that a run's window can be closed in order."""
@@ -123,16 +126,11 @@ class TcU32:
     def rules(self) -> tuple[SteeringRule, ...]:
         with self._kernel() as kernel:
             return tuple(
-                SteeringRule(vni, mac, kernel.slots(f.ifindexes), f.packets)
-                for (_, vni, mac), f in kernel.filters.items()
+                SteeringRule(vni, mac, kernel.slots(f.ifindexes), f.packets) for (vni, mac), f in kernel.filters.items()
             )
 
     def arrived(self) -> dict[SlotName, int]:
-        with self._links() as (ipr, links):
-            counters = {
-                s: ipr.get_links(links[name])[0].get_attr("IFLA_STATS64") for s, name in self._representors.items()
-            }
-        return {slot: int(c["tx_packets"]) for slot, c in counters.items()}
+        return self._tc.arrived()
 
     def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
         """Turn these filters by what is armed. False where one is not, or was not what we thought."""
@@ -156,103 +154,50 @@ class TcU32:
     @contextmanager
     def _kernel(self) -> Iterator[_Kernel]:
         """The PF's filters, read once, over one socket in the PF's namespace; what is not changed stays armed."""
-        with self._links() as (ipr, links):
+        with self._tc.open() as links:
             if self._socket is None:
-                self._socket = Requests(route_socket(self._netns))
-            representors = {slot: links[name] for slot, name in self._representors.items()}
-            kernel = _Kernel(ipr, self._socket, links[self._pf], representors, self._vxlan_port)
+                self._socket = Requests(route_socket(self._tc.netns))
+            kernel = _Kernel(links, self._socket, self._vxlan_port, self._underlay)
             self._armed = {}
             yield kernel
             self._armed = kernel.arm()
-
-    @contextmanager
-    def _links(self) -> Iterator[tuple[IPRoute, dict[str, int]]]:
-        """A socket in the PF's namespace, and the ifindex of the PF and each representor by name."""
-        try:
-            with netlink(self._netns) as ipr:
-                links: dict[str, int] = {}
-                for name in (self._pf, *self._representors.values()):
-                    found = ipr.link_lookup(ifname=name)
-                    if not found:
-                        raise self._error(f"there is no netdev {name} in {self._where()}")
-                    links[name] = found[0]
-                yield ipr, links
-        except FileNotFoundError as error:
-            raise self._error(f"there is no network namespace {self._netns}") from error
-        except (NetlinkError, OSError) as error:
-            raise self._error(f"the kernel refused a tc rule on {self._pf}: {error}") from error
-
-    def _where(self) -> str:
-        return f"namespace {self._netns}" if self._netns else "the host's namespace"
-
-    def _error(self, what: str) -> HostError:
-        inside = f"ip netns exec {self._netns} " if self._netns else ""
-        return HostError(
-            "STEERING_FAILED",
-            what,
-            state="overlay traffic goes where it went before",
-            next=f"{inside}tc -s filter show dev {self._pf} ingress",
-        )
 
 
 class _Kernel:
     """One PF's filters of ours, while a netlink socket is open.
 
-    pf            ifindex of the PF
-    representors  ifindex by slot
-    filters       by key; others on the same PF are `foreign`, in words, and never touched
+    filters   by key; others on the same PF are `foreign`, in words, and never touched
     """
 
-    def __init__(
-        self, ipr: IPRoute, requests: Requests, pf: int, representors: dict[SlotName, int], vxlan_port: int
-    ) -> None:
-        self._ipr = ipr
+    def __init__(self, links: Links, requests: Requests, vxlan_port: int, underlay: Underlay) -> None:
+        self._links = links
         self._requests = requests
-        self._pf = pf
-        self._representors = representors
         self._vxlan_port = vxlan_port
-        kinds = {q.get_attr("TCA_KIND") for q in ipr.get_qdiscs(index=pf)}
-        self._has_qdisc = bool(kinds & {"ingress", "clsact"})
-        self._parent = CLSACT_INGRESS if "clsact" in kinds else INGRESS
+        self._underlay = underlay
+        self._parent = links.parent
         self._changed: set[Key] = set()
         self.foreign: list[str] = []
-        self.filters = self._read() if self._has_qdisc else {}
+        self.filters = self._read() if self._parent is not None else {}
 
     def slots(self, ifindexes: tuple[int, ...]) -> tuple[SlotName, ...]:
-        """The slots behind netdevs; none at all when one of them is a stranger: such a rule is not as we set it."""
-        by_index = {index: slot for slot, index in self._representors.items()}
-        return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
+        return tc.slots_behind(ifindexes, self._links.representors)
 
     def set(self, key: Key, slots: tuple[SlotName, ...]) -> None:
         """Make the one filter with this match point to these slots: changed in place, or added where there is none."""
         present = self.filters.get(key)
-        if present and present.ifindexes == tuple(self._representors[s] for s in slots):
+        if present and present.ifindexes == tuple(self._links.representors[s] for s in slots):
             return
+        if self._parent is None:
+            self._parent = self._links.attach_ingress()
         message = self._message(key, present.handle if present else 0, slots)
-        if not self._has_qdisc:
-            self._ipr.tc("add", "ingress", index=self._pf, handle=INGRESS)
-            self._has_qdisc = True
         self._changed.add(key)
         self._requests.send([message])
 
-    def remove(self, prio: int) -> None:
-        """Take every filter of ours with this priority away."""
-        ours = [f for f in self.filters.values() if f.key[0] == prio]
-        self._requests.send(
-            [
-                tc.filter_message(
-                    tc.DEL_FILTER,
-                    0,
-                    ifindex=self._pf,
-                    parent=self._parent,
-                    prio=prio,
-                    handle=f.handle,
-                    classifier="u32",
-                )
-                for f in ours
-            ]
-        )
-        self.filters = {key: f for key, f in self.filters.items() if f not in ours}
+    def remove_single(self) -> None:
+        """Take every filter of a single VM away."""
+        single = {key: f for key, f in self.filters.items() if key != _STEADY}
+        self._requests.send([self._filter_message(tc.DEL_FILTER, 0, key, f.handle) for key, f in single.items()])
+        self.filters = {key: f for key, f in self.filters.items() if key not in single}
 
     def arm(self) -> dict[Key, _Armed]:
         """Messages that turn each filter as it was read; one that was changed since is turned as a whole.
@@ -263,7 +208,7 @@ class _Kernel:
             return {}
         return {
             key: _Armed(
-                {s: Mirred(i, index=f.indexes[0]).encode() for s, i in self._representors.items()}
+                {s: Mirred(i, index=f.indexes[0]).encode() for s, i in self._links.representors.items()}
                 if len(f.indexes) == 1 and key not in self._changed
                 else {},
                 partial(self._message, key, f.handle),
@@ -275,18 +220,31 @@ class _Kernel:
         """What makes the filter point to these slots: in the place of the one with that handle, or new (0)."""
         if not slots or len(set(slots)) != len(slots):
             raise ValueError(f"slots to steer to: {slots}")
-        prio, vni, mac = key
-        targets = [self._representors[s] for s in slots]
-        options = tc.u32_options(tc.overlay_words(self._vxlan_port, vni, mac), tc.deliver(targets))
+        targets = [self._links.representors[s] for s in slots]
+        words = tc.overlay_words(self._vxlan_port, *key, self._underlay)
         flags = tc.CREATE | (tc.REPLACE if handle else tc.EXCLUSIVE)
+        return self._filter_message(tc.NEW_FILTER, flags, key, handle, tc.u32_options(words, tc.deliver(targets)))
+
+    def _filter_message(self, kind: int, flags: int, key: Key, handle: int, options: bytes = b"") -> bytes:
         return tc.filter_message(
-            tc.NEW_FILTER, flags, ifindex=self._pf, parent=self._parent, prio=prio, handle=handle, classifier="u32",
+            kind,
+            flags,
+            ifindex=self._links.pf,
+            parent=self._parent or tc.INGRESS,
+            prio=self._prio(key),
+            handle=handle,
+            classifier="u32",
+            underlay=self._underlay,
             options=options,
-        )  # fmt: skip
+        )
+
+    def _prio(self, key: Key) -> int:
+        single, rest = _PRIOS[self._underlay]
+        return rest if key == _STEADY else single
 
     def _read(self) -> dict[Key, _Filter]:
         found: dict[Key, _Filter] = {}
-        for message in self._ipr.get_filters(index=self._pf, parent=self._parent):
+        for message in self._links.ipr.get_filters(index=self._links.pf, parent=self._parent):
             prio = message["info"] >> 16
             kind = message.get_attr("TCA_KIND")
             options = message.get_attr("TCA_OPTIONS")
@@ -298,17 +256,13 @@ class _Kernel:
             # from the bytes: pyroute2 0.9 decodes keys four bytes early
             words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
             actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
-            match = tc.read_overlay(words, self._vxlan_port)
-            key = (prio, *match) if match else None
-            if key is None or actions is None or (prio, match == (None, None)) not in _OURS:
+            key = tc.read_overlay(words, self._vxlan_port, self._underlay)
+            if key is None or actions is None or prio != self._prio(key):
                 self.foreign.append(f"{kind} filter {message['handle']:#x} at priority {prio}")
                 continue
             targets, indexes, packets = _read_actions(actions)
             found[key] = _Filter(key, message["handle"], targets, indexes, packets)
         return found
-
-
-_OURS = frozenset({(PRIO_VM, False), (PRIO_STEADY, True)})  # priority, and whether it takes the rest
 
 
 def _key(port: VmPort) -> Key:
@@ -319,7 +273,7 @@ def _key(port: VmPort) -> Key:
             state="its steering was not changed",
             next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
         )
-    return PRIO_VM, port.vni, port.mac.lower()
+    return port.vni, port.mac.lower()
 
 
 def _read_actions(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -62,6 +62,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
         if c.hardware
         else "in software",
         "single VMs": "yes" if c.per_vm else "no: the whole port at once",
+        "overlay in": f"IPv{c.underlay}",
         "to both slots": "yes" if c.dual_delivery else "no",
         "a rule is turned": "in one step" if c.atomic else "by delete and add" + (", caught" if c.gap_caught else ""),
         "room for rules": "enough" if c.capacity is None else c.capacity,

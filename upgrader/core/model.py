@@ -356,6 +356,7 @@ class SteeringCapabilities:
     hardware             the NIC steers, not this machine's CPUs
     detour               while a window is open the overlay passes this machine's CPUs, on a NIC that steers otherwise
     capacity             rules we may have at once, None where memory is the only limit
+    underlay             IP version of the packets that carry the overlay, as far as it is steered
     unproven             why overlay traffic may not arrive at a VF at all, None where that was shown to work
     """
 
@@ -366,6 +367,7 @@ class SteeringCapabilities:
     hardware: bool = False
     detour: bool = False
     capacity: int | None = None
+    underlay: int = 4
     unproven: str | None = None
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
-from upgrader.core.steering import choose
+from upgrader.core.steering import choose, not_steered
 
 
 class StepKind(StrEnum):
@@ -123,7 +123,8 @@ def upgrade(
 ) -> Plan:
     """Start the switch of the other slot and move every VM to it."""
     source = facts.active or "a"
-    return _plan(facts, capabilities, source, other_slot(source), find(facts, accept), accept, policy, start=True)
+    found = (*find(facts, accept), *not_steered(capabilities, facts.switch.interfaces if facts.switch else ()))
+    return _plan(facts, capabilities, source, other_slot(source), found, accept, policy, start=True)
 
 
 def restore(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 
 from upgrader.core.findings import Finding, Severity
-from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities, SteeringRule, other_slot
+from upgrader.core.model import SLOTS, Interface, SlotName, SteeringCapabilities, SteeringRule, other_slot
 
 _ACROSS = "between two VMs, what is sent while they are on different switches"
 
@@ -46,6 +47,15 @@ def choose(capabilities: SteeringCapabilities, vms: int, accept: Collection[str]
                 'upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where); then: policy.accept = ["STEERING_UNPROVEN"], or nic.adapter = "tc_u32"',
             )
         )
+    elif c.hardware:
+        found.append(
+            Finding(
+                "STEERING_MODELLED",
+                Severity.WARNING,
+                "rules for this NIC follow its driver's sources and were tried on a model of it, not run on hardware",
+                "upgrade nic probe --vni VNI --mac MAC   (it shows what arrives where)",
+            )
+        )
     if c.capacity is not None and c.capacity < rules:
         found.append(
             Finding(
@@ -82,6 +92,35 @@ def _gap(c: SteeringCapabilities) -> str:
     if c.gap_caught:
         return "; nothing in the gap of a rule's turn, which the catch port on the PF takes"
     return "; and, of every VM, what arrives in the gap of a rule's turn (it is deleted, then added)"
+
+
+def not_steered(c: SteeringCapabilities, interfaces: Iterable[Interface]) -> tuple[Finding, ...]:
+    """Tunnels whose packets are of the other IP version: no rule takes them, so they would stay with the PF."""
+    found = []
+    for interface in interfaces:
+        if interface.type != "vxlan":
+            continue
+        ends = {key: _version(interface.option(key)) for key in ("local_ip", "remote_ip")}
+        other = [f"{key} {interface.option(key)}" for key, version in ends.items() if version not in (None, c.underlay)]
+        if other:
+            found.append(
+                Finding(
+                    "STEERING_OTHER_UNDERLAY",
+                    Severity.BLOCKING,
+                    f"tunnel {interface.name} has {other[0]}, but steering takes the overlay in IPv{c.underlay} only: what "
+                    "comes for its VMs would stay with the PF",
+                    f'nic.underlay = "ipv{4 if c.underlay == 6 else 6}" in the configuration; not both families on one host',
+                )
+            )
+    return tuple(found)
+
+
+def _version(address: str | None) -> int | None:
+    """Of an IP address; None for ``flow`` and its like."""
+    try:
+        return ip_address(address or "").version
+    except ValueError:
+        return None
 
 
 def majority(served: Iterable[SlotName], now: SlotName) -> SlotName:

@@ -7,10 +7,16 @@ that are compared with a packet.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
-ETH_P_IP = 0x0800
+from upgrader.core.errors import HostError
+from upgrader.core.model import SlotName
+
+# Where the filters of a netdev hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
+INGRESS, CLSACT_INGRESS = 0xFFFF0000, 0xFFFFFFF2
 NEW_FILTER, DEL_FILTER, NEW_ACTION = 44, 45, 48  # RTM_*
 REQUEST, ACK, REPLACE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x100, 0x200, 0x400  # NLM_F_*
 _HEADER = struct.Struct("=IHHII")
@@ -29,10 +35,43 @@ _PIPE, _STOLEN = 3, 4  # TC_ACT_*: go on to the next action; the packet is gone
 _REDIRECT, _MIRROR = 1, 2  # TCA_EGRESS_*
 _ACTIONS_A_MESSAGE = 32  # TCA_ACT_MAX_PRIO
 
-_OFF_FIRST, _OFF_FRAGMENT, _OFF_PROTOCOL, _OFF_PORTS, _OFF_VNI, _OFF_INNER_MAC = 0, 4, 8, 20, 32, 36
-
 # words a filter compares, by offset into the IP header: (value, mask), 32 bits each
 Words = Mapping[int, tuple[int, int]]
+
+
+class Underlay(Enum):
+    """What carries the overlay, as u32 tells it.
+
+    ethertype   of its frames
+    header      words that its IP header has where UDP follows at once: no options, no extension headers, no later fragment
+    udp_offset  of the UDP header (RFC 768); VXLAN (RFC 7348) and the inner Ethernet header are 8 and 16 bytes behind it
+    """
+
+    IPV4 = (0x0800, ((0, 0x05000000, 0x0F000000), (4, 0, 0x00001FFF), (8, 17 << 16, 0x00FF0000)), 20)  # RFC 791
+    IPV6 = (0x86DD, ((4, 17 << 8, 0x0000FF00),), 40)  # RFC 8200
+
+    def __init__(self, ethertype: int, header: tuple[tuple[int, int, int], ...], udp_offset: int) -> None:
+        self.ethertype = ethertype
+        self.header = header
+        self.udp_offset = udp_offset
+
+    @property
+    def version(self) -> int:
+        """IP's."""
+        return int(self.name[-1])
+
+    @property
+    def vni_offset(self) -> int:
+        return self.udp_offset + 12
+
+    @property
+    def mac_offset(self) -> int:
+        return self.udp_offset + 16
+
+    @property
+    def protocol(self) -> bytes:
+        """As a packet has it."""
+        return struct.pack(">H", self.ethertype)
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -82,10 +121,19 @@ def change_actions(encoded: Sequence[bytes]) -> list[bytes]:
 
 
 def filter_message(
-    kind: int, flags: int, *, ifindex: int, parent: int, prio: int, handle: int, classifier: str, options: bytes = b""
+    kind: int,
+    flags: int,
+    *,
+    ifindex: int,
+    parent: int,
+    prio: int,
+    handle: int,
+    classifier: str,
+    underlay: Underlay = Underlay.IPV4,
+    options: bytes = b"",
 ) -> bytes:
-    """RTM_NEWTFILTER or RTM_DELTFILTER of a filter on IPv4 packets."""
-    info = prio << 16 | int.from_bytes(struct.pack(">H", ETH_P_IP), "little")
+    """RTM_NEWTFILTER or RTM_DELTFILTER of a filter on the underlay's packets."""
+    info = prio << 16 | int.from_bytes(underlay.protocol, sys.byteorder)
     attributes = attribute(_KIND, classifier.encode() + b"\0")
     if options:
         attributes += attribute(_OPTIONS, options)
@@ -97,34 +145,32 @@ def action_list(actions: Iterable[Mirred]) -> bytes:
     return b"".join(attribute(n, a.encode()) for n, a in enumerate(actions, 1))
 
 
-def overlay_words(vxlan_port: int, vni: int | None = None, mac: str | None = None) -> dict[int, tuple[int, int]]:
-    """What a u32 filter compares to take the overlay (VXLAN in IPv4 without options), or one VM's part of it.
-
-    Offsets are those of IPv4 (RFC 791; not a later fragment), UDP (RFC 768) and VXLAN (RFC 7348).
-    """
-    words = {
-        _OFF_FIRST: (0x05000000, 0x0F000000),
-        _OFF_FRAGMENT: (0, 0x00001FFF),
-        _OFF_PROTOCOL: (17 << 16, 0x00FF0000),
-        _OFF_PORTS: (vxlan_port, 0xFFFF),
-    }
+def overlay_words(
+    vxlan_port: int, vni: int | None = None, mac: str | None = None, underlay: Underlay = Underlay.IPV4
+) -> dict[int, tuple[int, int]]:
+    """What a u32 filter compares to take the overlay (VXLAN, see `Underlay`), or one VM's part of it."""
+    words = {offset: (value, mask) for offset, value, mask in underlay.header}
+    words[underlay.udp_offset] = (vxlan_port, 0xFFFF)
     if vni is not None:
-        words[_OFF_VNI] = (vni << 8, 0xFFFFFF00)
+        words[underlay.vni_offset] = (vni << 8, 0xFFFFFF00)
     if mac is not None:
         address = bytes.fromhex(mac.replace(":", ""))
-        words[_OFF_INNER_MAC] = (int.from_bytes(address[:4], "big"), 0xFFFFFFFF)
-        words[_OFF_INNER_MAC + 4] = (int.from_bytes(address[4:], "big") << 16, 0xFFFF0000)
+        words[underlay.mac_offset] = (int.from_bytes(address[:4], "big"), 0xFFFFFFFF)
+        words[underlay.mac_offset + 4] = (int.from_bytes(address[4:], "big") << 16, 0xFFFF0000)
     return words
 
 
-def read_overlay(words: Words, vxlan_port: int) -> tuple[int | None, str | None] | None:
+def read_overlay(
+    words: Words, vxlan_port: int, underlay: Underlay = Underlay.IPV4
+) -> tuple[int | None, str | None] | None:
     """VNI and inner MAC of a filter made of `overlay_words`; None for any other filter."""
-    vni = words[_OFF_VNI][0] >> 8 if _OFF_VNI in words else None
+    vni_at, mac_at = underlay.vni_offset, underlay.mac_offset
+    vni = words[vni_at][0] >> 8 if vni_at in words else None
     mac = None
-    if {_OFF_INNER_MAC, _OFF_INNER_MAC + 4} <= words.keys():
-        high, low = words[_OFF_INNER_MAC][0], words[_OFF_INNER_MAC + 4][0] >> 16
+    if {mac_at, mac_at + 4} <= words.keys():
+        high, low = words[mac_at][0], words[mac_at + 4][0] >> 16
         mac = (high.to_bytes(4, "big") + low.to_bytes(2, "big")).hex(":")
-    return (vni, mac) if words == overlay_words(vxlan_port, vni, mac) else None
+    return (vni, mac) if words == overlay_words(vxlan_port, vni, mac, underlay) else None
 
 
 def u32_options(words: Words, actions: Iterable[Mirred]) -> bytes:
@@ -146,10 +192,12 @@ def read_u32_keys(sel: bytes) -> dict[int, tuple[int, int]]:
     }
 
 
-def flower_options(vxlan_port: int, actions: Iterable[Mirred], *, skip_sw: bool) -> bytes:
-    """TCA_OPTIONS of a flower filter that takes the overlay (UDP to that port, in IPv4)."""
+def flower_options(
+    vxlan_port: int, actions: Iterable[Mirred], *, skip_sw: bool, underlay: Underlay = Underlay.IPV4
+) -> bytes:
+    """TCA_OPTIONS of a flower filter that takes the overlay (UDP to that port)."""
     return (
-        attribute(_FLOWER_ETH_TYPE, struct.pack(">H", ETH_P_IP))
+        attribute(_FLOWER_ETH_TYPE, underlay.protocol)
         + attribute(_FLOWER_IP_PROTO, bytes([17]))
         + attribute(_FLOWER_UDP_DST, struct.pack(">H", vxlan_port))
         + attribute(_FLOWER_FLAGS, struct.pack("=I", _SKIP_SW if skip_sw else 0))
@@ -179,12 +227,12 @@ class FlowerFilter:
     packets: int
 
 
-def read_flower(options: bytes, vxlan_port: int) -> FlowerFilter:
+def read_flower(options: bytes, vxlan_port: int, underlay: Underlay = Underlay.IPV4) -> FlowerFilter:
     """From the payload of TCA_OPTIONS. It takes the overlay when that port, and nothing else, is what it compares."""
     found = attributes(options)
     keys = {k: v for k, v in found.items() if k in _FLOWER_KEYS}
     wanted = {
-        _FLOWER_ETH_TYPE: struct.pack(">H", ETH_P_IP),
+        _FLOWER_ETH_TYPE: underlay.protocol,
         _FLOWER_IP_PROTO: bytes([17]),
         _FLOWER_UDP_DST: struct.pack(">H", vxlan_port),
     }
@@ -202,3 +250,27 @@ def read_flower(options: bytes, vxlan_port: int) -> FlowerFilter:
         targets.append(struct.unpack_from("=24xI", parms)[0])
     same = {k: keys.get(k) for k in wanted} == wanted and masks.keys() <= {_FLOWER_UDP_DST_MASK}
     return FlowerFilter(same, tuple(targets), packets)
+
+
+def ingress_parent(qdiscs: Collection[str | None]) -> int | None:
+    """Where filters hang on a netdev with qdiscs of these kinds; None where it has none that takes them yet."""
+    if "clsact" in qdiscs:
+        return CLSACT_INGRESS
+    return INGRESS if "ingress" in qdiscs else None
+
+
+def slots_behind(ifindexes: Sequence[int], representors: Mapping[SlotName, int]) -> tuple[SlotName, ...]:
+    """The slots behind netdevs; none at all when one of them is a stranger: such a rule is not as we set it."""
+    by_index = {index: slot for slot, index in representors.items()}
+    return tuple(by_index[i] for i in ifindexes) if all(i in by_index for i in ifindexes) else ()
+
+
+def failed(pf: str, netns: str | None, what: str) -> HostError:
+    """The error of a filter that could not be read or set; a filter is set in one step or not at all."""
+    inside = f"ip netns exec {netns} " if netns else ""
+    return HostError(
+        "STEERING_FAILED",
+        what,
+        state="overlay traffic goes where it went before",
+        next=f"{inside}tc -s filter show dev {pf} ingress",
+    )
