@@ -9,7 +9,6 @@ else is refused, and nothing is written. How such a tree is come by and built is
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,9 @@ def read_series(folder: Path) -> Series:
     )
     touched = {change.path for change in series.changes}
     if touched != set(series.pins):
-        raise _wrong(f"{folder / 'pins'}: not the files of the patches: {', '.join(sorted(touched ^ set(series.pins)))}")
+        raise _wrong(
+            f"{folder / 'pins'}: not the files of the patches: {', '.join(sorted(touched ^ set(series.pins)))}"
+        )
     for change in series.changes:
         if change.new and series.pins[change.path].before is not None:
             raise _wrong(f"{folder / 'pins'}: {change.path} is new in the patches")
@@ -113,7 +114,7 @@ def _write(tree: Path, files: Mapping[str, bytes]) -> None:
             temporary.write_bytes(content)
             temporary.chmod(target.stat().st_mode & 0o7777 if target.exists() else 0o644)
         for temporary, target in beside:
-            os.replace(temporary, target)
+            temporary.replace(target)
     except OSError as error:
         for temporary, _target in beside:
             temporary.unlink(missing_ok=True)
@@ -139,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         every = {name: read_series(REPOSITORY / folder) for name, folder in FOLDERS.items()}
         for name, series in every.items():
             added = sum(c.added for c in series.changes)
-            print(f"{FOLDERS[name]}: {len(series.patches)} patches for {series.tag}, {added} lines, added only; pins whole")
+            print(
+                f"{FOLDERS[name]}: {len(series.patches)} patches for {series.tag}, {added} lines, added only; pins whole"
+            )
         for name, series in every.items():
             if tree := args[name]:
                 print(put_in(series, tree.resolve()))

@@ -13,7 +13,7 @@ from upgrader import wiring
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.core.errors import HostError, UsageError
 from upgrader.core.model import SLOTS, SlotName
-from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology
+from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology, vintage
 from upgrader.lab import spec as names
 from upgrader.lab.host import Hugepages, look_up
 from upgrader.lab.spec import LabSpec, Vm
