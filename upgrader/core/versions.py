@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, unique
 
 Version = tuple[int, ...]
 
@@ -29,6 +29,7 @@ class Since:
         return version >= self.release
 
 
+@unique  # two of one release would be one
 class Dpdk(Enum):
     """What DPDK's vhost library can do.
 
@@ -47,6 +48,7 @@ class Dpdk(Enum):
     IN_MEMORY = Since((20, 5))
 
 
+@unique
 class Ovs(Enum):
     """What Open vSwitch can do.
 
@@ -58,6 +60,7 @@ class Ovs(Enum):
     QUEUE_STATES = Since((2, 12))
 
 
+@unique
 class Qemu(Enum):
     """What a version of QEMU, with the series of patches for it, can do.
 
