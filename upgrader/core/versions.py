@@ -52,12 +52,10 @@ class Dpdk(Enum):
 class Ovs(Enum):
     """What Open vSwitch can do.
 
-    LOG_LEVELS    ``ovs-appctl dpdk/log-set``
-    QUEUE_STATES  ``ovs-appctl dpif-netdev/pmd-rxq-show`` says whether the peer has enabled a queue
+    LOG_LEVELS  ``ovs-appctl dpdk/log-set``
     """
 
     LOG_LEVELS = Since((2, 14))
-    QUEUE_STATES = Since((2, 12))
 
 
 @unique
