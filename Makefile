@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-qemu clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-qemu patches-check clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ test: stack lint ## everything
 
 check-qemu: stack ## QEMU's own vhost-user tests and the series' own, on the patched build
 	$(PY) -m upgrader.lab.stack qemu --check
+
+patches-check: venv ## form and pins of the series for the original versions; TREE_QEMU=DIR TREE_DPDK=DIR adds their lines there
+	$(PY) -m upgrader.lab.patches_check $(if $(TREE_QEMU),--qemu "$(TREE_QEMU)") $(if $(TREE_DPDK),--dpdk "$(TREE_DPDK)")
 
 show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused qtests demo test"
 	$(PY) -m tests.show.upgrade $(PARTS)

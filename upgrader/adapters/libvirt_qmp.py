@@ -59,11 +59,12 @@ class LibvirtQmp:
                 xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
                 elements = _vhost_user(xml)
                 connections = self._ownerships(domain) if elements else {}
+                qemu = self._qemu_version(domain) if connections else None
             except (libvirt.libvirtError, _VmGoneError) as error:
                 if isinstance(error, _VmGoneError) or error.get_error_code() in _GONE:
                     continue  # it ended between the list and the look
                 raise self._error(domain.name(), error) from error
-            found += [_vm_interface(domain, element, connections) for element in elements]
+            found += [_vm_interface(domain, element, connections, qemu) for element in elements]
         return tuple(sorted(found, key=lambda i: (i.domain, i.netdev)))
 
     def _domains(self) -> list[Any]:
@@ -119,6 +120,10 @@ class LibvirtQmp:
                 return {}
             raise
         return {entry["id"]: _ownership(entry) for entry in answer}
+
+    def _qemu_version(self, domain: Any) -> str:
+        numbers = self._qmp(domain, "query-version", {})["qemu"]
+        return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
 
     def _chardevs(self, domain: Any) -> set[str]:
         return {c["label"] for c in self._qmp(domain, "query-chardev", {})}
@@ -181,7 +186,9 @@ def _vhost_user(xml: ET.Element) -> list[ET.Element]:
     return [e for e in xml.iterfind("./devices/interface[@type='vhostuser']") if e.find("source") is not None]
 
 
-def _vm_interface(domain: Any, element: ET.Element, connections: dict[str, RingOwnership]) -> VmInterface:
+def _vm_interface(
+    domain: Any, element: ET.Element, connections: dict[str, RingOwnership], qemu: str | None
+) -> VmInterface:
     """libvirt derives QEMU's ids from the alias: netdev ``host<alias>``, chardev ``char<alias>``."""
     alias = _attribute(element, "alias", "name")
     netdev = f"host{alias}"
@@ -193,6 +200,7 @@ def _vm_interface(domain: Any, element: ET.Element, connections: dict[str, RingO
         netdev=netdev,
         chardev=f"char{alias}",
         ownership=connections.get(netdev),
+        qemu=qemu,
     )
 
 

@@ -18,6 +18,7 @@ from upgrader.adapters.death import DeathWatch, is_dying, threads_are_out
 from upgrader.adapters.probe import SwitchProbe
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import Slot, SlotStatus
+from upgrader.core.versions import Ovs, can
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +66,14 @@ def started_with(pid: int, argument: str) -> bool:
         return False
 
 
+def _version_text(slot: Slot) -> str:
+    """What the slot's ovs-vswitchd prints for --version; empty where it is not installed or does not start."""
+    try:
+        return gate.run([str(slot.prefix / "sbin/ovs-vswitchd"), "--version"], env=slot_env(slot)).stdout
+    except CommandError:
+        return ""
+
+
 class SlotControl:
     """Looks at the daemons of slots, asks them, and ends them."""
 
@@ -83,11 +92,12 @@ class SlotControl:
 
     def installed_version(self, slot: Slot) -> str | None:
         """Version of the slot's binaries, None where they are not installed or do not start."""
-        try:
-            out = gate.run([str(slot.prefix / "sbin/ovs-vswitchd"), "--version"], env=slot_env(slot)).stdout
-        except CommandError:
-            return None
-        found = re.search(r"\(Open vSwitch\) (\S+)", out)
+        found = re.search(r"\(Open vSwitch\) (\S+)", _version_text(slot))
+        return found.group(1) if found else None
+
+    def dpdk_version(self, slot: Slot) -> str | None:
+        """Version of the DPDK in the slot's ovs-vswitchd, as that prints it behind its own."""
+        found = re.search(r"^DPDK (\S+)", _version_text(slot), re.MULTILINE)
         return found.group(1) if found else None
 
     def appctl(self, slot: Slot, *command: str, timeout_s: float = 10.0) -> str:
@@ -105,15 +115,23 @@ class SlotControl:
         ).stdout
 
     def polled_queues(self, slot: Slot) -> dict[str, int]:
-        """Receive queues by port that a PMD thread polls and the peer has enabled (`dpif-netdev/pmd-rxq-show`)."""
+        """Receive queues by port that a PMD thread polls and the peer has enabled (`dpif-netdev/pmd-rxq-show`).
+
+        A switch that does not tell enabled from disabled queues (before 2.12) is taken at its word that it polls them.
+        """
         queues: dict[str, int] = {}
         for line in self.appctl(slot, "dpif-netdev/pmd-rxq-show").splitlines():
-            if found := re.search(r"port:\s+(\S+)\s+queue-id:\s+\d+\s+\(enabled\)", line):
+            if found := re.search(r"port:\s+(\S+)\s+queue-id:\s+\d+\b(?!\s+\(disabled\))", line):
                 queues[found[1]] = queues.get(found[1], 0) + 1
         return queues
 
     def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
-        """By DPDK's log level for them (`dpdk/log-set`, ovs-vswitchd(8)); warnings are written either way."""
+        """By DPDK's log level for them (`dpdk/log-set`, ovs-vswitchd(8)); warnings are written either way.
+
+        Without effect on a switch that has no such command: it goes on to write them.
+        """
+        if can(Ovs.LOG_LEVELS, self.running_version(slot)) is False:
+            return
         self.appctl(slot, "dpdk/log-set", f"lib.vhost.config:{'info' if on else 'notice'}")
 
     def stop(self, slot: Slot) -> None:

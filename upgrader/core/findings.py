@@ -9,6 +9,7 @@ from dataclasses import replace
 from upgrader.core.finding import ACCEPTABLE, Finding, Severity, blocking, some, target_slot
 from upgrader.core.model import SLOTS, HostFacts, SlotName, other_slot
 from upgrader.core.switch_findings import SWITCH_CHECKS
+from upgrader.core.version_findings import versions
 
 __all__ = ["ACCEPTABLE", "Finding", "Severity", "find", "target_slot"]
 
@@ -186,6 +187,7 @@ def _control(facts: HostFacts) -> Iterator[Finding]:
 _CHECKS: tuple[Callable[[HostFacts], Iterator[Finding]], ...] = (
     _switches,
     _target,
+    versions,
     _hugepages,
     _vms,
     *SWITCH_CHECKS,

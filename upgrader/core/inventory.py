@@ -49,6 +49,7 @@ def join(
                 ofport=interface.ofport,
                 vni=_vni(interface.external_id(vni_key)),
                 ownership=vm.ownership,
+                qemu=vm.qemu,
             )
         )
     orphans += [OrphanInterface(None, i.name, socket) for socket, i in sorted(by_socket.items())]

@@ -157,6 +157,7 @@ class VmInterface:
     netdev     QEMU's netdev id, e.g. ``hostnet0``
     chardev    QEMU's chardev id of that socket, e.g. ``charnet0``
     ownership  None: this QEMU has no second connection (unpatched)
+    qemu       its version, e.g. ``7.2.19``; None where it did not say
     """
 
     domain: str
@@ -166,6 +167,7 @@ class VmInterface:
     netdev: str
     chardev: str
     ownership: RingOwnership | None
+    qemu: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class VmPort:
     ofport: int
     vni: int | None
     ownership: RingOwnership | None
+    qemu: str | None = None
 
     @property
     def label(self) -> str:
@@ -228,13 +231,14 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class SwitchFacts:
-    """What one switch is configured to do."""
+    """What one switch is configured to do. `vhost_iommu`: other_config:vhost-iommu-support."""
 
     version: str
     bridges: tuple[Bridge, ...]
     interfaces: tuple[Interface, ...]
     managers: tuple[str, ...] = ()
     speakers: tuple[str, ...] = ()  # what sends packets of its own accord, e.g. ``LACP on port bond0``
+    vhost_iommu: bool = False
 
     def vhost_interfaces(self) -> tuple[Interface, ...]:
         return tuple(i for i in self.interfaces if i.type in ("dpdkvhostuserclient", "dpdkvhostuser"))
@@ -252,6 +256,7 @@ class SlotFacts:
     vf_present: bool
     installed_version: str | None
     switch: SwitchFacts | None  # None when its database does not run
+    dpdk_version: str | None = None  # of the installed binary
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ def _slot_facts(slot: Slot, host: Host, ask_switch: bool) -> SlotFacts:
         switch=_switch(slot, host, runs=ask_switch and status.vswitchd_pid is not None)
         if status.ovsdb_pid is not None
         else None,
+        dpdk_version=host.processes.dpdk_version(slot) if present else None,
     )
 
 

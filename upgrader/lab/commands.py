@@ -63,16 +63,22 @@ def up(
     name: Name = "lab",
     json_out: Json = False,
     ovs_prefix: Annotated[
-        Path, typer.Option(help="Where the OVS-DPDK of both slots is installed.")
+        Path, typer.Option(help="Where the OVS-DPDK of the slots is installed.")
     ] = names.DEFAULT_OVS_PREFIX,
     qemu_binary: Annotated[Path, typer.Option(help="The QEMU of the guests.")] = names.DEFAULT_QEMU_BINARY,
+    new_prefix: Annotated[Path | None, typer.Option(help="Where that of slot b is, if it is another one.")] = None,
+    libvirtd: Annotated[Path, typer.Option(help="The libvirtd, for a QEMU that the machine's refuses.")] = Path(
+        "libvirtd"
+    ),
 ) -> None:
     """Build the lab. One that is up and healthy is left alone; a broken one is taken down first."""
 
     def action() -> None:
         start = time.monotonic()
         # A wrong value of --pages is refused by the spec, in the words every error has.
-        lab = Lab(LabSpec(name, vms, queues, pages, ovs_prefix.absolute(), qemu_binary.absolute()), _say)  # type: ignore[arg-type]
+        new = new_prefix.absolute() if new_prefix else None
+        spec = LabSpec(name, vms, queues, pages, ovs_prefix.absolute(), qemu_binary.absolute(), new, libvirtd)  # type: ignore[arg-type]
+        lab = Lab(spec, _say)
         built = lab.up()
         took_s = time.monotonic() - start
         _say(f"the lab {name!r} is up ({took_s:.1f} s)" if built else f"the lab {name!r} is up already")

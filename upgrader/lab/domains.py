@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from upgrader.core.errors import HostError
 from upgrader.lab import spec as names
+from upgrader.lab import vintage
 from upgrader.lab.guest import READY_LINE, GuestImage, kernel_command_line
 from upgrader.lab.host import Process, look_up
 from upgrader.lab.libvirtd import virsh
@@ -37,7 +38,10 @@ def domain_xml(lab: LabSpec, vm: Vm, image: GuestImage) -> str:
     backing = SubElement(domain, "memoryBacking")
     if lab.pages == "2m":
         SubElement(SubElement(backing, "hugepages"), "page", size=str(names.HUGEPAGE_KIB), unit="KiB")
-    SubElement(backing, "source", type="memfd")
+    if vintage.has_memfd(lab.qemu_binary):
+        SubElement(backing, "source", type="memfd")
+    elif lab.pages == "4k":
+        SubElement(backing, "source", type="file")
     SubElement(backing, "access", mode="shared")
     # A vCPU for each queue pair: the guest's driver opens one pair per vCPU.
     SubElement(domain, "vcpu").text = str(lab.queues)

@@ -81,7 +81,7 @@ def start(lab: LabSpec) -> Process:
     (root / "etc/libvirtd.conf").write_text(_LIBVIRTD_CONF)
     log = root / "libvirtd.log"
     mounts = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _MOUNTS, "sh"]
-    daemon = ["libvirtd", "--config", "/etc/libvirt/libvirtd.conf"]
+    daemon = [str(lab.libvirtd), "--config", "/etc/libvirt/libvirtd.conf"]
     child = gate.spawn([*mounts, str(lab.directory.parent), str(root), *daemon], netns=lab.namespaces.host, output=log)
     process = look_up(child.pid)
     with suppress(

@@ -8,6 +8,7 @@ from typing import Any, Final
 from upgrader.config import Config
 from upgrader.core.model import SlotName
 from upgrader.lab import spec as names
+from upgrader.lab import vintage
 from upgrader.lab.spec import LabSpec
 
 _PMD_CPU_MASK: Final[dict[SlotName, str]] = {"a": "0x1", "b": "0x2"}
@@ -22,7 +23,7 @@ def settings(lab: LabSpec) -> dict[str, Any]:
     )
     for name, netns, vf in places:
         slots[name] = {
-            "prefix": str(lab.ovs_prefix),
+            "prefix": str(lab.prefix(name)),
             "rundir": str(lab.directory / f"slot-{name}"),
             "netns": netns,
             "vf": vf,
@@ -30,7 +31,7 @@ def settings(lab: LabSpec) -> dict[str, Any]:
             "devargs": f"net_af_packet0,iface={vf}",
             "pmd_cpu_mask": _PMD_CPU_MASK[name],
             "socket_mem_mib": str(names.SLOT_MEMORY_MIB),
-            "dpdk_extra": f"--in-memory --no-pci --file-prefix={lab.name}-{name} --no-telemetry",
+            "dpdk_extra": f"--no-pci --file-prefix={lab.name}-{name} " + _memory(lab, name),
             # Where DPDK keeps its run-time directory (systemd.exec(5)), else /run/dpdk: nothing of a lab stands there.
             "env": {"RUNTIME_DIRECTORY": str(lab.directory / f"slot-{name}")},
         }
@@ -48,6 +49,12 @@ def settings(lab: LabSpec) -> dict[str, Any]:
         # a person watches, and a test waits: shorter than on a host
         "policy": {"canary_check_s": 0.5, "soak_s": 1.0},
     }
+
+
+def _memory(lab: LabSpec, name: SlotName) -> str:
+    if vintage.keeps_files(lab.prefix(name)):
+        return f"--huge-dir={lab.hugetlbfs(name)}"
+    return "--in-memory --no-telemetry"
 
 
 def config(lab: LabSpec) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from upgrader.core.errors import UsageError
+from upgrader.core.model import SlotName
 
 RUN_ROOT: Final = Path("/run/ovs-upgrade-lab")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -118,8 +119,10 @@ class LabSpec:
     vms         guests, 1 to 16
     queues      queue pairs of each guest's interface, and its vCPUs, 1 to 4
     pages       what guest memory stands on: 4 KiB pages or 2 MiB hugepages
-    ovs_prefix  where the OVS of both slots is installed (sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…)
+    ovs_prefix  where the OVS of slot a is installed (sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…)
     qemu_binary the QEMU of the guests
+    new_prefix  where that of slot b is, None where it is the same
+    libvirtd    the libvirtd; that of the distribution refuses QEMUs older than it supports
     """
 
     name: str = "lab"
@@ -128,6 +131,8 @@ class LabSpec:
     pages: Pages = "4k"
     ovs_prefix: Path = DEFAULT_OVS_PREFIX
     qemu_binary: Path = DEFAULT_QEMU_BINARY
+    new_prefix: Path | None = None
+    libvirtd: Path = Path("libvirtd")
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -181,6 +186,13 @@ class LabSpec:
     def guests(self) -> tuple[Vm, ...]:
         return tuple(Vm(i, self.directory) for i in range(self.vms))
 
+    def prefix(self, slot: SlotName) -> Path:
+        return self.new_prefix if slot == "b" and self.new_prefix else self.ovs_prefix
+
+    def hugetlbfs(self, slot: SlotName) -> Path:
+        """Where a DPDK that keeps its hugepages in files has them; mounted for such a one only."""
+        return self.directory / f"huge-{slot}"
+
     @property
     def hugepages(self) -> int:
         """2 MiB pages to reserve: both slots, and the guests where their memory stands on them."""
@@ -196,5 +208,6 @@ class LabSpec:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> LabSpec:
         """Inverse of `to_json`. Raises TypeError for unknown keys, KeyError for missing ones."""
-        paths = {k: Path(raw[k]) for k in ("ovs_prefix", "qemu_binary")}
+        paths = {k: Path(raw[k]) for k in ("ovs_prefix", "qemu_binary", "libvirtd")}
+        paths["new_prefix"] = Path(raw["new_prefix"]) if raw["new_prefix"] else None
         return cls(**{**raw, **paths})

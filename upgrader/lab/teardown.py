@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 
 from upgrader.core.errors import HostError
-from upgrader.lab import host, topology
+from upgrader.lab import host, topology, vintage
 from upgrader.lab.host import Hugepages
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.state import LabState, Phase, path_of, write
@@ -46,6 +46,7 @@ def take_down(state: LabState) -> None:
         if not host.lab_processes(lab):
             break
     topology.destroy(lab)
+    vintage.unmount(lab)
     Hugepages().release(lab.name)
     shutil.rmtree(lab.directory, ignore_errors=True)
     if lab.directory.exists():

@@ -13,7 +13,7 @@ from upgrader import wiring
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.core.errors import HostError, UsageError
 from upgrader.core.model import SLOTS, SlotName
-from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology
+from upgrader.lab import domains, guest, host, libvirtd, overlay, settings, state, teardown, topology, vintage
 from upgrader.lab import spec as names
 from upgrader.lab.host import Hugepages, look_up
 from upgrader.lab.spec import LabSpec, Vm
@@ -184,6 +184,8 @@ class Lab:
         lab.config_path.write_text(settings.render(lab))
         self._say(f"reserving {lab.hugepages} hugepages of 2 MiB")
         Hugepages().reserve(lab.name, lab.hugepages)
+        for slot_name in SLOTS:
+            vintage.mount(lab, slot_name)
         self._say(f"namespaces and links: {', '.join(lab.namespaces.all())}")
         topology.build(lab)
         config = settings.config(lab)
@@ -238,7 +240,8 @@ class Lab:
 
     def _check_stack(self) -> None:
         lab = self.spec
-        for what, path in (("OVS", lab.ovs_prefix / "sbin/ovs-vswitchd"), ("QEMU", lab.qemu_binary)):
+        switches = {lab.prefix(n) / "sbin/ovs-vswitchd" for n in SLOTS}
+        for what, path in (*(("OVS", s) for s in switches), ("QEMU", lab.qemu_binary)):
             if not path.exists():
                 raise HostError(
                     "STACK_MISSING",

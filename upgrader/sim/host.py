@@ -53,6 +53,9 @@ class SimProcesses:
     def installed_version(self, slot: Slot) -> str | None:
         return "3.1.0"
 
+    def dpdk_version(self, slot: Slot) -> str | None:
+        return "22.11.11"
+
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
         if slot.name in self._w.databases_down:  # the same file again

@@ -16,7 +16,7 @@ from upgrader.core.model import Bridge, Interface, Slot, SwitchFacts
 
 # what is looked at; a switch of many ports tells thousands of counters besides
 _COLUMNS = {
-    "Open_vSwitch": "bridges manager_options ovs_version",
+    "Open_vSwitch": "bridges manager_options other_config ovs_version",
     "Bridge": """name datapath_type fail_mode controller protocols ports stp_enable rstp_enable mirrors
         netflow sflow ipfix""",
     "Port": "name interfaces lacp qos",
@@ -57,6 +57,7 @@ def read(slot: Slot) -> SwitchFacts:
             interfaces=tuple(sorted(interfaces, key=lambda i: i.name)),
             managers=tuple(sorted(m.target for m in root.manager_options)),
             speakers=tuple(sorted(speakers)),
+            vhost_iommu=root.other_config.get("vhost-iommu-support") == "true",
         )
 
 

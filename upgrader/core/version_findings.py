@@ -1,0 +1,38 @@
+"""What the versions of a host's switches and QEMUs cannot do together; pure. The table is `upgrader.core.versions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from upgrader.core.finding import Finding, Severity, blocking, some
+from upgrader.core.model import HostFacts
+from upgrader.core.versions import Dpdk, Qemu, can
+
+
+def versions(facts: HostFacts) -> Iterator[Finding]:
+    """Of both slots: rings leave the one as they enter the other, and may have to come back."""
+    need_answers = sorted({p.domain for p in facts.ports if p.ownership and can(Qemu.BARRIER, p.qemu) is False})
+    hidden_by_config = facts.switch is None or not facts.switch.vhost_iommu
+    for slot in facts.slots:
+        name, dpdk = slot.slot.name, slot.dpdk_version
+        if can(Dpdk.RING_LOCK, dpdk) is False:
+            yield blocking(
+                "RING_LOCK_MISSING",
+                f"slot {name} has DPDK {dpdk}, which crashes when the address of a live ring changes",
+                f"install OVS on DPDK 17.11.1 or later in slot {name}; a switch that runs has to be restarted once",
+            )
+        elif can(Dpdk.LIVE_TABLE, dpdk) is False:
+            yield Finding(
+                "MEMORY_TABLE_FIXED",
+                Severity.WARNING,
+                f"slot {name} has DPDK {dpdk}: when memory is plugged into a VM that it serves, it goes on with the old addresses",
+                f"nothing, if no VM's memory is plugged meanwhile; else install OVS on DPDK 17.11.4 or later in slot {name}",
+            )
+        if need_answers and hidden_by_config and can(Dpdk.REPLY_ACK, dpdk) is False:
+            yield blocking(
+                "ANSWERS_HIDDEN",
+                f"slot {name} has DPDK {dpdk}, which acknowledges messages only with vhost-iommu-support, and the QEMU of "
+                f"{some(need_answers)} hands rings over by acknowledgements",
+                "ovs-vsctl set Open_vSwitch . other_config:vhost-iommu-support=true   (read when a switch starts: the one "
+                "that runs has to be restarted once)",
+            )

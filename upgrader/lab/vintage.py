@@ -1,0 +1,52 @@
+"""What a lab does otherwise for a switch or a QEMU of an older version than the stack's: where their memory is."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from upgrader.adapters import gate
+from upgrader.core.errors import CommandError
+from upgrader.core.model import SLOTS, SlotName
+from upgrader.core.versions import Dpdk, Qemu, can
+from upgrader.lab import spec as names
+from upgrader.lab.spec import LabSpec
+
+_RUN = Path("/var/run")
+
+
+@cache
+def _said(program: Path) -> str:
+    """What `program --version` prints; empty where it is not there or does not start."""
+    try:
+        return gate.run([str(program), "--version"], timeout_s=20).stdout
+    except (CommandError, OSError):
+        return ""
+
+
+def keeps_files(prefix: Path) -> bool:
+    """Whether the DPDK of that OVS has its hugepages in files; False where its version is not known."""
+    dpdk = next((line for line in _said(prefix / "sbin/ovs-vswitchd").splitlines() if line.startswith("DPDK ")), None)
+    return can(Dpdk.IN_MEMORY, dpdk) is False
+
+
+def has_memfd(qemu_binary: Path) -> bool:
+    """Whether that QEMU takes guest memory as a memfd; True where its version is not known."""
+    return can(Qemu.MEMFD, _said(qemu_binary)) is not False
+
+
+def mount(lab: LabSpec, slot: SlotName) -> None:
+    """Hugepages for a slot whose DPDK would take all that there are: no more than this mount has."""
+    if keeps_files(lab.prefix(slot)):
+        lab.hugetlbfs(slot).mkdir()
+        size = f"size={names.SLOT_MEMORY_MIB + names.SLOT_MEMORY_SLACK_MIB}M"
+        gate.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize=2M,{size}", lab.name, str(lab.hugetlbfs(slot))])
+
+
+def unmount(lab: LabSpec) -> None:
+    """Take the mounts away, and what such a DPDK left outside of the lab's directory. Idempotent."""
+    for slot in SLOTS:
+        if lab.hugetlbfs(slot).is_mount():
+            gate.run(["umount", str(lab.hugetlbfs(slot))])
+        for left in _RUN.glob(f".{lab.name}-{slot}_*"):  # named by its --file-prefix
+            left.unlink(missing_ok=True)
