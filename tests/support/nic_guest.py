@@ -22,7 +22,12 @@ from upgrader.adapters import gate
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "nic-guest"
-TESTS = ["tests/integration/test_steering.py", "tests/integration/test_steering_runs.py", "-k", "flower or (tc_u32 and test_contract)"]
+TESTS = [
+    "tests/integration/test_steering.py",
+    "tests/integration/test_steering_runs.py",
+    "-k",
+    "flower or (tc_u32 and test_contract)",
+]
 LIMIT_S = 900
 _ROOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 TC_MODULES = ("veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")

@@ -177,7 +177,7 @@ class _Kernel:
         self._parent = links.parent
         self._changed: set[Key] = set()
         self.foreign: list[str] = []
-        self.filters = self._read() if self._parent is not None else {}
+        self.filters = self._read(self._parent) if self._parent is not None else {}
 
     def slots(self, ifindexes: tuple[int, ...]) -> tuple[SlotName, ...]:
         return tc.slots_behind(ifindexes, self._links.representors)
@@ -242,9 +242,9 @@ class _Kernel:
         single, rest = _PRIOS[self._underlay]
         return rest if key == _STEADY else single
 
-    def _read(self) -> dict[Key, _Filter]:
+    def _read(self, parent: int) -> dict[Key, _Filter]:
         found: dict[Key, _Filter] = {}
-        for message in self._links.ipr.get_filters(index=self._links.pf, parent=self._parent):
+        for message in self._links.ipr.get_filters(index=self._links.pf, parent=parent):
             prio = message["info"] >> 16
             kind = message.get_attr("TCA_KIND")
             options = message.get_attr("TCA_OPTIONS")

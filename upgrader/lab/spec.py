@@ -208,6 +208,6 @@ class LabSpec:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> LabSpec:
         """Inverse of `to_json`. Raises TypeError for unknown keys, KeyError for missing ones."""
-        paths = {k: Path(raw[k]) for k in ("ovs_prefix", "qemu_binary", "libvirtd")}
+        paths: dict[str, Path | None] = {k: Path(raw[k]) for k in ("ovs_prefix", "qemu_binary", "libvirtd")}
         paths["new_prefix"] = Path(raw["new_prefix"]) if raw["new_prefix"] else None
         return cls(**{**raw, **paths})
