@@ -165,9 +165,11 @@ class Coordinator:
         return self._engine(view, self.journal.plan(view.heading.run_id), setup, control, watch)
 
     def _is_kept(self, head: Heading, state: RunState, setup: Setup) -> bool:
-        """Whether that run is done, and its old switch still runs."""
-        done = state is RunState.DONE and head.kind == PlanKind.UPGRADE
-        return done and setup.host.processes.status(setup.slots[head.source]).vswitchd_pid is not None
+        """Whether that run is done, was to keep its old switch, and that still runs."""
+        if state is not RunState.DONE or head.kind != PlanKind.UPGRADE:
+            return False
+        kept = self.journal.plan(head.run_id).policy.keep_old
+        return kept and setup.host.processes.status(setup.slots[head.source]).vswitchd_pid is not None
 
     def _engine(
         self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None
