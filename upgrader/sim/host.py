@@ -263,7 +263,7 @@ class SimHypervisor:
         if now is None:
             return
         if now.owner == chardev:
-            self._w.trouble.append(f"{port.domain}: the owner's connection was dropped")
+            raise refused(f"Chardev '{chardev}' is busy")
         if now.standby and now.standby.chardev == chardev:
             self._set(port, replace(now, standby=None))
         self._w.chardevs.discard((port.domain, chardev))

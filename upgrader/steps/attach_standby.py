@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from upgrader.core.errors import StepError
+from upgrader.core.errors import HostError, StepError
 from upgrader.core.model import PortBinding, VmPort
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data, port_of
@@ -88,17 +88,25 @@ def await_ready(context: Context, port: VmPort) -> None:
 def detach(context: Context, port: VmPort, binding: PortBinding) -> None:
     """Detach and remove what is ours; libvirt's own socket stays attached, with a peer that will be gone."""
     if binding.fresh and binding.chardev:
-        now = context.host.hypervisor.ownership(port)
-        if now is not None and now.owner == binding.chardev:  # QEMU's failover brought it there
-            raise StepError(
-                "VM_SERVED_THERE",
-                f"{port.label} is served over the connection that is to be taken away (process {now.owner_pid})",
-                state=f"{port.label} goes on being served over it",
-                next="upgrade resume   (it brings the other VMs there, too)",
-            )
-        context.host.hypervisor.drop_connection(port, binding.chardev)
+        _require_not_served(context, port, binding.chardev)
+        try:
+            context.host.hypervisor.drop_connection(port, binding.chardev)
+        except HostError:
+            _require_not_served(context, port, binding.chardev)  # brought there in between: QEMU removes no owner's
+            raise
         context.host.resources.remove(binding.socket)
         context.host.resources.remove(binding.listener)
+
+
+def _require_not_served(context: Context, port: VmPort, chardev: str) -> None:
+    now = context.host.hypervisor.ownership(port)
+    if now is not None and now.owner == chardev:  # QEMU's failover brought it there
+        raise StepError(
+            "VM_SERVED_THERE",
+            f"{port.label} is served over the connection that is to be taken away (process {now.owner_pid})",
+            state=f"{port.label} goes on being served over it",
+            next="upgrade resume   (it brings the other VMs there, too)",
+        )
 
 
 def _binding(context: Context, step: PlannedStep) -> PortBinding:
