@@ -25,6 +25,7 @@ from upgrader.core.model import other_slot
 from upgrader.lab.up import Lab
 
 SIMULATED = "tests/unit/test_coordinator.py"
+HISTORIES = "tests/unit/test_state_machine.py"
 LAB = "tests/integration/test_coordinator.py"
 
 INTENT, OUTCOME = EventKind.INTENT, EventKind.OUTCOME
@@ -98,8 +99,9 @@ def _killed(it: Lab, host: LabHost, kind: EventKind, step: str, nth: int, way: s
 
 
 def simulated() -> Iterator[Item]:
-    """All points, on the simulated host."""
+    """All points, and histories that were never tried before, on the simulated host."""
     yield from tested(SIMULATED)
+    yield from tested(HISTORIES, env={"STATE_MACHINE_EXAMPLES": "1500"})
 
 
 def commands() -> Iterator[Item]:
