@@ -20,7 +20,7 @@ from tests.support.collection import NAME, SOURCE, environment, lint, sanity
 from upgrader.adapters import gate
 
 FLEET_LIMIT_S = 120
-SIMULATED, SIMULATED_LIMIT_S, SIMULATED_LIMIT_MIB = 10_000, 1_200, 4_096
+SIMULATED, SIMULATED_LIMIT_S, SIMULATED_LIMIT_MIB = 10_000, 1_200, 1_024
 
 
 def modules() -> Iterator[Item]:
