@@ -77,7 +77,7 @@ show-steering: venv ## all that steering must show; PARTS="contract runs flower 
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
 
-show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet install checks"
+show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet simulation install checks"
 	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built

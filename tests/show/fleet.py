@@ -8,17 +8,19 @@ Hosts are simulated ones; the command, daemon and journal on each, Ansible and i
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.show.items import Item, show, tested
-from tests.support.collection import NAME, SOURCE, environment, lint
+from tests.show.items import ROOT, Item, show, tested
+from tests.support.collection import NAME, SOURCE, environment, lint, sanity
 from upgrader.adapters import gate
 
 FLEET_LIMIT_S = 120
+SIMULATED, SIMULATED_LIMIT_S, SIMULATED_LIMIT_MIB = 10_000, 1_200, 1_024
 
 
 def modules() -> Iterator[Item]:
@@ -35,17 +37,36 @@ def fleet() -> Iterator[Item]:
     yield Item("the fleet's tests", f"{took_s:.0f} s", f"{FLEET_LIMIT_S} s", took_s < FLEET_LIMIT_S)
 
 
+def simulation() -> Iterator[Item]:
+    """10,000 hosts in memory with failures put in: what each play has to come to is asserted; its time and memory."""
+    yield from tested("tests/ansible/test_simulated_fleet.py")
+    argv = [sys.executable, "-m", "tests.support.sim_rollout", str(SIMULATED)]
+    done = gate.run(argv, cwd=ROOT, check=False, timeout_s=2 * SIMULATED_LIMIT_S)
+    what = f"{SIMULATED} simulated hosts upgraded and rolled back"
+    if done.returncode:
+        yield Item(what, done.stderr[-500:], "exit code 0", False)
+        return
+    told = json.loads(done.stdout)
+    plays = "; ".join(f"{p['failed']} failed, {p['untouched']} untouched" for p in told["plays"])
+    yield Item(what, f"{told['hosts']} hosts, plays: {plays}", "as worked out beforehand", told["hosts"] == SIMULATED)
+    took_s, mib = told["took_s"], told["peak_mib"]
+    yield Item("their time", f"{took_s:.0f} s", f"{SIMULATED_LIMIT_S} s", took_s < SIMULATED_LIMIT_S)
+    yield Item("their memory", f"{mib} MiB", f"{SIMULATED_LIMIT_MIB} MiB", mib < SIMULATED_LIMIT_MIB)
+
+
 def install() -> Iterator[Item]:
     """The role `install`, into a folder."""
     yield from tested("tests/ansible/test_install.py")
 
 
 def checks() -> Iterator[Item]:
-    """ansible-lint, what ansible-doc makes of the modules, and a tarball that Ansible accepts."""
+    """ansible-lint, ansible-test sanity, what ansible-doc makes of the modules, and a tarball that Ansible accepts."""
     with tempfile.TemporaryDirectory(prefix="show-") as name:
         folder = Path(name)
         code = lint(folder)
         yield Item("ansible-lint (production profile) and --syntax-check", f"exit code {code}", "0", code == 0)
+        code = sanity(folder / "sanity")
+        yield Item("ansible-test sanity", f"exit code {code}", "0", code == 0)
         around = environment(folder)
         for module in sorted(p.stem for p in (SOURCE / "plugins" / "modules").glob("*.py")):
             done = gate.run(["ansible-doc", f"{NAME}.{module}"], env=around, check=False, timeout_s=60)
@@ -62,6 +83,7 @@ def checks() -> Iterator[Item]:
 PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "modules": modules,
     "fleet": fleet,
+    "simulation": simulation,
     "install": install,
     "checks": checks,
 }

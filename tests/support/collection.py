@@ -1,12 +1,14 @@
 """The collection in ansible/, where Ansible finds it by name; its modules and playbooks run as Ansible runs them.
 
 python -m tests.support.collection lint     # ansible-lint, production profile, and every playbook's syntax
+python -m tests.support.collection sanity   # ansible-test sanity, on a copy; its checkers come from the index that pip uses
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ SOURCE = ROOT / "ansible"
 NAME = "ovs.hot_upgrade"
 PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "status")
 _BIN = Path(sys.executable).parent
+_ANSIBLE_TESTS_PIP = "24.2"  # the one it asks for; another one makes `sanity` fail, not pass
 
 
 def installed_in(folder: Path) -> Path:
@@ -155,7 +158,33 @@ def lint(folder: Path) -> int:
     return 0
 
 
+# ansible-test fetches pip for its environments from a site of its own; the one that Python brings along does it, too
+_GET_PIP = """
+import subprocess, sys, ensurepip
+ensurepip.bootstrap()
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", "--quiet", "pip==%s"]))
+"""
+
+
+def sanity(folder: Path) -> int:
+    """Exit code of `ansible-test sanity`, every test of it, on a copy (it wants the path to have the collection's name)."""
+    at = folder / "ansible_collections" / Path(*NAME.split("."))
+    shutil.copytree(SOURCE, at)
+    cache = folder / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True)
+    (cache / f"get_pip_{_ANSIBLE_TESTS_PIP.replace('.', '_')}.py").write_text(_GET_PIP % _ANSIBLE_TESTS_PIP)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return subprocess.run(
+        [str(_BIN / "ansible-test"), "sanity", "--color", "no", "--python", python],
+        env={**environment(folder), "HOME": str(folder), "LC_ALL": "C.UTF-8"},
+        cwd=at,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    ).returncode
+
+
 if __name__ == "__main__":
-    assert sys.argv[1:] == ["lint"], __doc__
+    checks = {"lint": lint, "sanity": sanity}
+    assert len(sys.argv) == 2 and sys.argv[1] in checks, __doc__
     with tempfile.TemporaryDirectory(prefix="collection-") as name:
-        sys.exit(lint(Path(name)))
+        sys.exit(checks[sys.argv[1]](Path(name)))

@@ -21,6 +21,6 @@ requirements:
   - the coordinator on the host (role P(ovs.hot_upgrade.install#role)), whose JSON has C(schema_version) 1
 notes:
   - Needs root on the host, but where its configuration describes a simulated one.
-  - A run is carried out by the host's own daemon. A connection that is lost leaves it going; with O(resume=true) the
-    module M(ovs.hot_upgrade.hot_upgrade) finds it again.
+  - A run is carried out by the host's own daemon. A connection that is lost leaves it going;
+    O(ovs.hot_upgrade.hot_upgrade#module:resume=true) finds it again.
 """
