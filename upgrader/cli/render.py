@@ -19,7 +19,7 @@ from upgrader.core.findings import Finding, Severity
 from upgrader.core.journal import Event, EventKind, Heading, Recorded, RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
 from upgrader.core.model import SLOTS, HostFacts
-from upgrader.core.plan import Plan
+from upgrader.core.plan import Plan, PlanKind
 from upgrader.core.report import Ending, RunReport, detail, vm_moves
 
 _COLOUR = {Severity.BLOCKING: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -207,9 +207,9 @@ def show_status(
     rings = ", ".join(f"{where[s]} at slot {s}" for s in SLOTS if where[s]) + (
         f", {where[None]} in between" if where[None] else ""
     )
-    _say(
-        console, f"rings: {rings or 'no VM'}; steering: {'+'.join(facts.steering)}; control plane: slot {facts.control}"
-    )
+    # a takeover has no step for each VM: QEMU brings them, too
+    told = "" if view.heading.kind == PlanKind.TAKEOVER else f"rings: {rings or 'no VM'}; "
+    _say(console, f"{told}steering: {'+'.join(facts.steering)}; control plane: slot {facts.control}")
     _say(console, f"steps: {_steps(view, active=active and coordinator is not None)}")
     _show_vms(console, view)
     if active and coordinator is None:

@@ -155,6 +155,10 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
         if any(line.kind == "retire" for line in view.heading.steps):
             return None, None
+        if view.heading.kind == "arm":
+            return f"slot {source} serves every VM, slot {target} stands by", "upgrade status"
+        if view.heading.kind == "takeover":
+            return f"slot {target} serves every VM", "upgrade status"
         return (
             f"slot {target} serves every VM; as long as the switch of slot {source} runs, a rollback goes back to it",
             "upgrade status",
