@@ -78,14 +78,15 @@ def rings_of(lab: Lab) -> list[dict[str, Any]]:
         )
         (nic,) = [d["path"] for d in _qmp(lab, vm.name, "x-query-virtio") if d["name"] == "virtio-net"]
         for queue in range(2 * lab.spec.queues):
-            at = _qmp(lab, vm.name, "x-query-virtio-queue-status", path=nic, queue=queue)
+            # not x-query-virtio-queue-status: of a vhost device it asks the backend, by GET_VRING_BASE, which stops the ring
+            at = _qmp(lab, vm.name, "x-query-virtio-vhost-queue-status", path=nic, queue=queue)
             found.append(
                 {
                     "name": f"{vm.name} ring {queue}",
                     "memory": str(memory),
-                    "num": at["vring-num"],
-                    "avail": at["vring-avail"],
-                    "used": at["vring-used"],
+                    "num": at["num"],
+                    "avail": at["avail-phys"],
+                    "used": at["used-phys"],
                 }
             )
     return found
