@@ -38,9 +38,8 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     if now is None:
         return {"gone": port.label}
     if now.standby and now.standby.ready and now.standby.pid == peer:
-        if (
-            binding.fresh
-        ):  # one that was in charge before dials libvirt's socket next, and would be first at a restarted VM
+        if binding.fresh:
+            # one that was in charge before dials libvirt's socket next, and would be first at a VM that is restarted
             host.resources.redirect(binding.socket, binding.listener)
         return {"chardev": now.standby.chardev}
     chardev = binding.chardev or port.chardev
