@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class Bridge(threading.Thread):
             self.connections += 1
             bitmap = struct.pack("!HHI", 1, 8, 1 << self._version)
             self._say(_HELLO, 0, bitmap)
-            with self._peer.makefile("rb") as stream:
+            # who watched may hang up before its answer: the next connection is waited for
+            with suppress(BrokenPipeError, ConnectionResetError), self._peer.makefile("rb") as stream:
                 while head := stream.read(8):
                     _, kind, length, xid = struct.unpack("!BBHI", head)
                     body = stream.read(length - 8)

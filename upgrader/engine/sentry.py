@@ -99,22 +99,28 @@ def serve(orders: Connection, setup: Setup) -> None:
             elif readable:
                 if death and death.died():
                     orders.send(_act(setup, order, pool, "") if order and order.at_death else Died())
-                    death.close()
+                    _let_go(death, probe)
                     death = probe = None
             elif order and probe and (pulse := probe.pulse()):
                 before, health = health.hang, health.after(pulse)
                 if health.hang and order.at_hang:
                     orders.send(_act(setup, order, pool, health.hang))
+                    _let_go(death, probe)
                     death = probe = None
                 elif health.hang != before:
                     orders.send(Hangs(health.hang))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # no guard, no sentry: QEMU moves the rings by itself, the next guard does the rest
     finally:
-        if death:
-            death.close()
+        _let_go(death, probe)
         pool.shutdown(wait=False)
         orders.close()
+
+
+def _let_go(death: DeathWatch | None, probe: Probe | None) -> None:
+    for watched in (death, probe):
+        if watched:
+            watched.close()
 
 
 def _context(setup: Setup, order: Order) -> Context:

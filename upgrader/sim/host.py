@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core import openflow
 from upgrader.core.control import Control
-from upgrader.core.health import Pulse, Thread
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
@@ -22,7 +20,6 @@ from upgrader.core.model import (
     RingOwnership,
     Slot,
     SlotName,
-    SlotStatus,
     Standby,
     SteeringCapabilities,
     SteeringRule,
@@ -36,111 +33,8 @@ from upgrader.core.proof import Difference
 from upgrader.core.replica import Copied
 from upgrader.ports import Host
 from upgrader.sim.facts import slot, switch_facts, vm_interface
+from upgrader.sim.processes import SimProcesses
 from upgrader.sim.world import World, refused
-
-
-class SimProcesses:
-    def __init__(self, world: World) -> None:
-        self._w = world
-
-    def status(self, slot: Slot) -> SlotStatus:
-        pid = self._w.pids[slot.name]
-        return SlotStatus(pid, pid + 1 if pid and slot.name not in self._w.databases_down else None)
-
-    def running_version(self, slot: Slot) -> str | None:
-        return "3.1.0" if self._w.pids[slot.name] else None
-
-    def installed_version(self, slot: Slot) -> str | None:
-        return "3.1.0"
-
-    def dpdk_version(self, slot: Slot) -> str | None:
-        return "22.11.11"
-
-    def start_database(self, slot: Slot, image: Path | None = None) -> int:
-        self._w.call(f"start_database {slot.name}")
-        if slot.name in self._w.databases_down:  # the same file again
-            self._w.databases_down.remove(slot.name)
-            return 1
-        if self._w.in_control == slot.name:  # a new database, which has nobody in it
-            self._w.in_control = None
-        return 1
-
-    def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
-        self._w.call(f"start_switch {slot.name}")
-        for bridge in self._w.switch.bridges:  # a switch that starts has no flows
-            self._w.flows[slot.name, bridge.name] = ()
-        self._w.next_pid += 10
-        self._w.pids[slot.name] = self._w.next_pid
-        return self._w.next_pid
-
-    def polled_queues(self, slot: Slot) -> dict[str, int]:
-        return {i.name: 1 for i in self._w.switch.interfaces}
-
-    def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
-        self._w.call(f"log_vhost {slot.name} {on}")
-
-    def stop(self, slot: Slot) -> None:
-        self._w.call(f"stop {slot.name}")
-        serves = [d for d, owner in self._w.owners().items() if owner == slot.name]
-        if serves:
-            self._w.trouble.append(f"slot {slot.name} was stopped while it served {serves}")
-        self._w.die(slot.name)
-
-    def kill_switch(self, slot: Slot) -> None:
-        self._w.call(f"kill {slot.name}")
-        self._w.die(slot.name)
-
-    def watch(self, slot: Slot) -> SimDeathWatch | None:
-        if self._w.pids[slot.name] is None or not self._w.watchable:
-            return None
-        readable, end = os.pipe()
-        self._w.watchers.setdefault(slot.name, []).append(end)
-        return SimDeathWatch(readable)
-
-    def probe(self, slot: Slot) -> SimProbe | None:
-        return SimProbe(self._w, slot.name) if self._w.watchable else None
-
-    def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
-        self._w.call(f"fence {slot.name}")
-        own = self._w.pids[slot.name]
-        if own is not None:
-            self._w.die(slot.name)
-        return frozenset(p for p in {*pids, own} if p is not None and self._w.slot_of(p) is None)
-
-    def start_at_boot(self, slot: Slot) -> None:
-        self._w.call(f"start_at_boot {slot.name}")
-
-
-class SimDeathWatch:
-    """A pipe whose other end is closed by `World.die`."""
-
-    early = True
-
-    def __init__(self, readable: int) -> None:
-        self._readable = readable
-
-    def fileno(self) -> int:
-        return self._readable
-
-    def died(self) -> bool:
-        return os.read(self._readable, 1) == b""
-
-    def close(self) -> None:
-        os.close(self._readable)
-
-
-class SimProbe:
-    def __init__(self, world: World, name: SlotName) -> None:
-        self._w = world
-        self._name = name
-
-    def pulse(self) -> Pulse | None:
-        """One of a switch that does nothing, and is stopped where the world says so."""
-        if self._w.pids[self._name] is None:
-            return None
-        return Pulse(time.monotonic(), Thread(0.0, "T" if self._name in self._w.stopped else "S"), {}, {})
-
-    def close(self) -> None: ...
 
 
 class SimDatabase:
