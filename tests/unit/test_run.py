@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.runs import Killed, new_engine, settled
 from upgrader.core import plan as planning
-from upgrader.core.errors import HostError
+from upgrader.core.errors import CommandError, HostError
 from upgrader.core.journal import Event, EventKind, RunView
 from upgrader.core.lifecycle import StepState
 from upgrader.core.model import HostFacts, Slot, SlotName
@@ -71,6 +71,25 @@ def test_there_and_back(tmp_path: Path) -> None:
         assert vm.ownership is not None
         assert vm.ownership.owner == "charnet0"
         assert vm.ownership.standby is None or not is_ours(vm.ownership.standby.chardev)
+
+
+def test_a_switch_that_dies_while_it_is_read_is_one_that_does_not_run(tmp_path: Path) -> None:
+    made = make(tmp_path)
+
+    def at_look(name: str, count: int) -> BaseException | None:
+        if name != "read a" or made[0].pids["a"] is None:
+            return None
+        made[0].die("a")
+        return CommandError("ovs-ofctl dump-flows", "exited with 1", "connection refused")
+
+    made[0].look_fault = at_look
+    facts = look(made)
+    assert facts.slots[0].status.vswitchd_pid is None
+    assert facts.active is None
+    made = make(tmp_path)
+    made[0].look_fault = lambda name, count: refused("no answer") if name == "read a" else None
+    with pytest.raises(HostError):  # it is as it was: what fails is said
+        look(made)
 
 
 def test_intent_comes_before_every_effect(tmp_path: Path) -> None:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from upgrader.core.errors import HostError
+from upgrader.core.errors import CommandError, HostError
 from upgrader.core.inventory import active_slot, join
-from upgrader.core.model import SLOTS, HostFacts, Slot, SlotFacts, SlotName, SteeringRule, SwitchFacts, VmInterface
+from upgrader.core.model import (
+    SLOTS,
+    HostFacts,
+    Slot,
+    SlotFacts,
+    SlotName,
+    SlotStatus,
+    SteeringRule,
+    SwitchFacts,
+    VmInterface,
+)
 from upgrader.ports import Host
 
 
@@ -22,11 +32,11 @@ def gather(
     vms: tuple[VmInterface, ...] = host.hypervisor.vm_interfaces()
     rules, problem = _rules(host)
     steady = next((r.targets for r in rules if r.mac is None), ())
-    status = {n: host.processes.status(slots[n]) for n in SLOTS}
+    read = {n: _slot_facts(slots[n], host, ask_switches) for n in SLOTS}
     facts = HostFacts(
         host=name,
-        slots=(_slot_facts(slots["a"], host, ask_switches), _slot_facts(slots["b"], host, ask_switches)),
-        active=active_slot(status, vms, steady),
+        slots=(read["a"], read["b"]),
+        active=active_slot({n: f.status for n, f in read.items()}, vms, steady),
         ports=(),
         orphans=(),
         hugepages=host.resources.hugepages(),
@@ -42,10 +52,21 @@ def gather(
 
 
 def _slot_facts(slot: Slot, host: Host, ask_switch: bool) -> SlotFacts:
+    """The slot as it is; a daemon that ended while it was asked is one that does not run, not one that fails."""
+    status = host.processes.status(slot)
+    try:
+        return _read(slot, status, host, ask_switch)
+    except (HostError, CommandError):
+        now = host.processes.status(slot)
+        if now == status:
+            raise
+        return _read(slot, now, host, ask_switch)
+
+
+def _read(slot: Slot, status: SlotStatus, host: Host, ask_switch: bool) -> SlotFacts:
     netns = host.resources.netns_exists(slot.netns)
     programs = ("sbin/ovs-vswitchd", "sbin/ovsdb-server", "bin/ovs-appctl", "bin/ovs-ofctl", "bin/ovsdb-client")
     present = all((slot.prefix / p).exists() for p in programs)
-    status = host.processes.status(slot)
     return SlotFacts(
         slot=slot,
         status=status,
