@@ -35,7 +35,9 @@ _CONNECT_S = 5.0
 def read(slot: Slot) -> SwitchFacts:
     """What the switch is configured to do."""
     with _idl(slot) as idl:
-        root = _root(idl)
+        root = next(iter(idl.tables["Open_vSwitch"].rows.values()), None)
+        if root is None:
+            return SwitchFacts("", (), ())
         bridges = []
         interfaces = []
         speakers: list[str] = []
@@ -161,10 +163,6 @@ def _optional(value: Any) -> Any:
     return value
 
 
-def _root(idl: Any) -> Any:
-    return next(iter(idl.tables["Open_vSwitch"].rows.values()))
-
-
 @contextmanager
 def _idl(slot: Slot) -> Iterator[Any]:
     """A connected IDL that holds what we look at."""
@@ -182,7 +180,7 @@ def _idl(slot: Slot) -> Iterator[Any]:
     idl = ovs.db.idl.Idl(f"unix:{slot.db_socket}", helper)
     try:
         deadline = time.monotonic() + _CONNECT_S
-        while not (idl.has_ever_connected() and idl.tables["Open_vSwitch"].rows):
+        while not idl.has_ever_connected():
             if not _wait(idl, deadline):
                 raise _unreachable(slot)
         yield idl
