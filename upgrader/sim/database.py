@@ -36,8 +36,8 @@ class SimDatabase:
         bridges = held.switch.bridges if held.note is None else tuple(_quiet(b, slot) for b in held.switch.bridges)
         return replace(
             held.switch,
-            bridges=tuple(replace(b, flows=(), groups=()) for b in bridges),
-            interfaces=tuple(map(told, held.switch.interfaces)),
+            bridges=tuple(replace(b, flows=(), groups=()) for b in sorted(bridges, key=lambda b: b.name)),
+            interfaces=tuple(map(told, sorted(held.switch.interfaces, key=lambda i: i.name))),
             managers=held.switch.managers if held.note is None else (),
         )
 
@@ -53,7 +53,13 @@ class SimDatabase:
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         self._w.look(f"differences {source.name} {target.name}")
         old, new = _told(self._wanted(source, target, bindings)), _told(self._opened(target))
-        return tuple(d for kind in old for d in proof.compare(kind, "database", old[kind], new[kind]))
+        numbers = [{i.name: str(i.ofport) for i in self.read(s).interfaces} for s in (source, target)]
+        both = numbers[0].keys() & numbers[1].keys()
+        of_both = ({n: of[n] for n in both} for of in numbers)
+        return (
+            *(d for kind in old for d in proof.compare(kind, "database", old[kind], new[kind])),
+            *proof.compare("port number", "database", *of_both),
+        )
 
     def in_control(self, slot: Slot) -> bool:
         self._w.look(f"in_control {slot.name}")

@@ -35,7 +35,7 @@ class SimOpenFlow:
         old, new = self._both(source, target, bridge, hold=hold)
         lines = openflow.bundle(old, new, moving=moving)
         if lines:  # else it keeps what it has, time-outs that are held among it
-            self._apply(target, bridge, lines)
+            apply(self._w, target.name, bridge, lines)
         key = target.name, bridge
         self._w.meters[key], self._w.tlvs[key] = old.meters, old.tlv_map
         meters, tlvs = (set(new.meters), set(old.meters)), (set(new.tlv_map), set(old.tlv_map))
@@ -50,7 +50,7 @@ class SimOpenFlow:
 
     def release_flows(self, slot: Slot, bridge: str) -> int:
         lines = openflow.released(self.flows(slot, bridge))
-        self._apply(slot, bridge, lines)
+        apply(self._w, slot.name, bridge, lines)
         return len(lines)
 
     def differences(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Difference, ...]:
@@ -105,23 +105,6 @@ class SimOpenFlow:
             new = BridgeState(openflow.held(new.flows), new.groups, new.meters, new.tlv_map)
         return old, new
 
-    def _apply(self, slot: Slot, bridge: str, lines: Sequence[str]) -> None:
-        """Carry out the lines of a bundle."""
-        key = slot.name, bridge
-        flows = {openflow.identity(f): f for f in self._w.flows.get(key, ())}
-        groups = {openflow.group_id(g): g for g in self._w.groups.get(key, ())}
-        for line in lines:
-            kind, verb, what = line.split(" ", 2)
-            if kind == "flow":
-                flows.pop(openflow.identity(what), None)
-                if verb == "add":
-                    flows[openflow.identity(what)] = what
-            elif verb == "delete":
-                groups.pop(openflow.group_id(what), None)
-            else:
-                groups[openflow.group_id(what)] = what
-        self._w.flows[key], self._w.groups[key] = tuple(flows.values()), tuple(groups.values())
-
     def _learned(self, slot: Slot, bridges: Sequence[str]) -> dict[tuple[str, str, str], str]:
         self._require_running(slot)
         return {(k, w, t): how for (s, k, w, t), how in self._w.learned.items() if s == slot.name and w in bridges}
@@ -134,3 +117,21 @@ def forget(world: World, name: SlotName) -> None:
             del kind[key]
     for learned in [k for k in world.learned if k[0] == name]:
         del world.learned[learned]
+
+
+def apply(world: World, name: SlotName, bridge: str, lines: Sequence[str]) -> None:
+    """Carry out the lines of a bundle (ovs-ofctl(8))."""
+    key = name, bridge
+    flows = {openflow.identity(f): f for f in world.flows.get(key, ())}
+    groups = {openflow.group_id(g): g for g in world.groups.get(key, ())}
+    for line in lines:
+        kind, verb, what = line.split(" ", 2)
+        if kind == "flow":
+            flows.pop(openflow.identity(what), None)
+            if verb == "add":
+                flows[openflow.identity(what)] = what
+        elif verb == "delete":
+            groups.pop(openflow.group_id(what), None)
+        else:
+            groups[openflow.group_id(what)] = what
+    world.flows[key], world.groups[key] = tuple(flows.values()), tuple(groups.values())
