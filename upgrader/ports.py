@@ -96,7 +96,12 @@ class Processes(Protocol):
 class Database(Protocol):
     """The OVSDB of a slot."""
 
-    def read(self, slot: Slot) -> SwitchFacts: ...
+    def read(self, slot: Slot) -> SwitchFacts:
+        """What the slot is configured to do: nothing where its database was made and not filled yet.
+
+        Raises HostError where no database answers, as all that follows does.
+        """
+
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         """Make the target's configuration that of a standby of the source, row UUIDs kept, in one transaction.
 

@@ -350,7 +350,7 @@ def test_a_pause_does_not_hide_that_a_vm_has_no_switch(tmp_path: Path, request_:
     run = sim_run(tmp_path)
 
     def die(name: str, count: int) -> None:
-        if name == "sync_learned":  # nobody has a standby yet
+        if name == "attach vm0":  # nobody has a standby yet
             run.world.die("a")
             run.control.ask(request_)
 
@@ -421,7 +421,7 @@ def test_a_step_that_could_not_be_undone_may_fail_again(tmp_path: Path) -> None:
     run.begin().forward()
     run.world.fault = lambda name, count: run.world.die("a") if name == "switch vm0" else None
     assert run.rollback().back().state is RunState.OPERATOR_NEEDED
-    run.world.fault = lambda name, count: run.world.die("b") if name == "copy br-int" else None
+    run.world.fault = lambda name, count: run.world.die("b") if name == "assume_control b" else None
     assert run.resume().forward().state is RunState.OPERATOR_NEEDED
 
 

@@ -504,7 +504,7 @@ def test_a_standby_that_serves_vms_is_not_stopped(tmp_path: Path) -> None:
     world = made[0]
     world.pids["b"] = 77
     port = plan.ports[0]
-    made[1].hypervisor.attach_standby(port, "hotup-b-hostnet0", None, 77)
+    made[1].hypervisor.attach_standby(port, "hotup-b-hostnet0", 0, 77)
     made[1].hypervisor.switch(port, "charnet0", 0)
     report = carry_out(made, plan)
     assert "STANDBY_SERVES_VMS" in (report.error or "")

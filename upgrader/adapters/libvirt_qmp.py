@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ class LibvirtQmp:
         self._uri = uri
         self._connection: Any = None
         self._handles: dict[str, Any] = {}  # by UUID; whether that VM runs is told by what is asked of it
+        self._versions: dict[tuple[str, int], str] = {}  # of QEMU, by UUID and the number libvirtd gave that process
 
     def vm_interfaces(self) -> tuple[VmInterface, ...]:
         found = []
-        for domain in self._domains():
+        domains = self._domains()
+        running = {_process(d) for d in domains}
+        self._versions = {process: v for process, v in self._versions.items() if process in running}
+        for domain in domains:
             try:
                 xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
                 elements = _vhost_user(xml)
@@ -83,9 +88,18 @@ class LibvirtQmp:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
 
         Only the process `peer_pid`, under the user it runs as, is let in. A chardev of that name that is there
-        already is left over from a run that died: it goes first.
+        already is left over from a run that died: it goes first; where QEMU refuses, the new one goes again.
         """
         domain = self._domain(port)
+        try:
+            peer = {"peer-pid": peer_pid, "peer-uid": Path(f"/proc/{peer_pid}").stat().st_uid}
+        except OSError as error:
+            raise HostError(
+                "PEER_GONE",
+                f"the switch that was to stand by on {port.label} (process {peer_pid}) does not run any more",
+                state="the VM keeps the connections it had",
+                next="upgrade status",
+            ) from error
         if listener_fd is not None:
             self.drop_connection(port, chardev)
             name = f"{chardev}-socket"
@@ -93,8 +107,13 @@ class LibvirtQmp:
             address = {"type": "fd", "data": {"str": name}}
             backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
             self._qmp(domain, "chardev-add", {"id": chardev, "backend": backend})
-        peer = {"peer-pid": peer_pid, "peer-uid": Path(f"/proc/{peer_pid}").stat().st_uid}
-        self._qmp(domain, "netdev-vhost-user-standby-attach", {"id": port.netdev, "chardev": chardev, **peer})
+        try:
+            self._qmp(domain, "netdev-vhost-user-standby-attach", {"id": port.netdev, "chardev": chardev, **peer})
+        except HostError:
+            if listener_fd is not None:
+                with suppress(HostError):  # what was refused is what has to be told of
+                    self._qmp(domain, "chardev-remove", {"id": chardev})
+            raise
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         try:
@@ -122,8 +141,12 @@ class LibvirtQmp:
         return {entry["id"]: _ownership(entry) for entry in answer}
 
     def _qemu_version(self, domain: Any) -> str:
-        numbers = self._qmp(domain, "query-version", {})["qemu"]
-        return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
+        """Asked once of each QEMU: it is another process when the VM is started again."""
+        process = _process(domain)
+        if process not in self._versions:
+            numbers = self._qmp(domain, "query-version", {})["qemu"]
+            self._versions[process] = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
+        return self._versions[process]
 
     def _chardevs(self, domain: Any) -> set[str]:
         return {c["label"] for c in self._qmp(domain, "query-chardev", {})}
@@ -161,7 +184,7 @@ class LibvirtQmp:
     def _open(self) -> Any:
         try:
             if self._connection is None or not self._connection.isAlive():
-                self._handles = {}
+                self._handles, self._versions = {}, {}  # a libvirtd that was restarted may give out its numbers again
                 self._connection = libvirt.open(self._uri)
         except libvirt.libvirtError as error:
             raise HostError(
@@ -180,6 +203,11 @@ class LibvirtQmp:
             state="the VM keeps the connections it had",
             next=f"virsh -c '{self._uri}' domstate {domain}",
         )
+
+
+def _process(domain: Any) -> tuple[str, int]:
+    """What is the same as long as the domain's QEMU is: its UUID, and its number at this libvirtd."""
+    return domain.UUIDString(), domain.ID()
 
 
 def _vhost_user(xml: ET.Element) -> list[ET.Element]:

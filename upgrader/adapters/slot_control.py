@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 NICE = -10  # of ovs-vswitchd, whatever that of who starts it is; what ovs-ctl(8) gives it
 SWITCH, DATABASE = "ovs-vswitchd", "ovsdb-server"
+
+_LIBRARIES = Path("/etc/ld.so.cache")  # written anew with each library that is installed
 
 _STOP_S = 10.0  # a daemon may take for its exit,
 _KILL_S = 120.0  # and the kernel for its memory: 12 to 42 ms per GB of 4 KiB pages
@@ -67,11 +70,29 @@ def started_with(pid: int, argument: str) -> bool:
 
 
 def _version_text(slot: Slot) -> str:
-    """What the slot's ovs-vswitchd prints for --version; empty where it is not installed or does not start."""
+    """What the slot's ovs-vswitchd prints for --version; empty where it is not installed or does not start.
+
+    It is run again only when the file is another one, or ldconfig(8) was run since: DPDK's number is that of a library.
+    """
+    program = slot.prefix / "sbin/ovs-vswitchd"
     try:
-        return gate.run([str(slot.prefix / "sbin/ovs-vswitchd"), "--version"], env=slot_env(slot)).stdout
+        return _printed_version(program, slot, _identity(program), _identity(_LIBRARIES))
     except CommandError:
         return ""
+
+
+@lru_cache(maxsize=8)
+def _printed_version(program: Path, slot: Slot, *_identities: tuple[int, ...]) -> str:
+    return gate.run([str(program), "--version"], env=slot_env(slot)).stdout
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one of its name; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class SlotControl:

@@ -79,6 +79,7 @@ def vm_interface(number: int, **changes: object) -> VmInterface:
         "netdev": "hostnet0",
         "chardev": "charnet0",
         "ownership": ownership("charnet0", PID["a"]),
+        "qemu": "7.2.19",
     }
     return VmInterface(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -98,7 +99,8 @@ def ovs_interface(number: int, **changes: object) -> Interface:
 
 
 def switch_facts(ports: int, **changes: object) -> SwitchFacts:
-    uplink = Interface("uplink0", "br-phy", "dpdk", (), (), 1, "up", None)
+    devargs = (("dpdk-devargs", "net_af_packet0,iface=vf"),)
+    uplink = Interface("uplink0", "br-phy", "dpdk", devargs, (), 1, "up", None)
     fields: dict[str, object] = {
         "version": "3.1.0",
         "bridges": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core.health import Pulse, Thread
@@ -13,7 +14,8 @@ from upgrader.core.model import (
     SlotName,
     SlotStatus,
 )
-from upgrader.sim.world import World
+from upgrader.sim.openflow import forget
+from upgrader.sim.world import World, refused
 
 
 class SimProcesses:
@@ -21,8 +23,7 @@ class SimProcesses:
         self._w = world
 
     def status(self, slot: Slot) -> SlotStatus:
-        pid = self._w.pids[slot.name]
-        return SlotStatus(pid, pid + 1 if pid and slot.name not in self._w.databases_down else None)
+        return SlotStatus(self._w.pids[slot.name], self._w.database_pids[slot.name])
 
     def running_version(self, slot: Slot) -> str | None:
         return "3.1.0" if self._w.pids[slot.name] else None
@@ -35,20 +36,21 @@ class SimProcesses:
 
     def start_database(self, slot: Slot, image: Path | None = None) -> int:
         self._w.call(f"start_database {slot.name}")
-        if slot.name in self._w.databases_down:  # the same file again
-            self._w.databases_down.remove(slot.name)
-            return 1
-        if self._w.in_control == slot.name:  # a new database, which has nobody in it
-            self._w.in_control = None
-        return 1
+        if self._w.database_pids[slot.name] is not None:
+            raise refused(f"an ovsdb-server already runs in slot {slot.name}", "SLOT_BUSY")
+        if slot.db_file in self._w.removed:
+            self._w.removed.discard(slot.db_file)
+            self._w.databases.pop(slot.name, None)
+        pid = self._w.database_pids[slot.name] = self._w.spawn()
+        return pid
 
     def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
         self._w.call(f"start_switch {slot.name}")
-        for bridge in self._w.switch.bridges:  # a switch that starts has no flows
-            self._w.flows[slot.name, bridge.name] = ()
-        self._w.next_pid += 10
-        self._w.pids[slot.name] = self._w.next_pid
-        return self._w.next_pid
+        if database := self._w.databases.get(slot.name):
+            self._w.databases[slot.name] = replace(database, taken=True)
+        forget(self._w, slot.name)
+        pid = self._w.pids[slot.name] = self._w.spawn()
+        return pid
 
     def polled_queues(self, slot: Slot) -> dict[str, int]:
         return {i.name: 1 for i in self._w.switch.interfaces}
@@ -62,6 +64,7 @@ class SimProcesses:
         if serves:
             self._w.trouble.append(f"slot {slot.name} was stopped while it served {serves}")
         self._w.die(slot.name)
+        self._w.database_pids[slot.name] = None
 
     def kill_switch(self, slot: Slot) -> None:
         self._w.call(f"kill {slot.name}")

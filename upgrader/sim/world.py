@@ -1,7 +1,7 @@
 """What a simulated host is made of: its VMs, switches, rules and sockets, and what happens to them when a switch dies.
 
-It keeps the promises that QEMU's patches and the kernel keep (tests/integration holds the real ones to them): rings
-have one owner, a dead owner's rings go to a ready standby. `World.trouble` lists every broken promise.
+It keeps the promises that QEMU's patches and the kernel keep (tests/support/contracts holds it and the real ones to
+them): rings have one owner, a dead owner's rings go to a ready standby. `World.trouble` lists every broken promise.
 """
 
 from __future__ import annotations
@@ -10,14 +10,35 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from upgrader.core.errors import HostError
-from upgrader.core.model import PortBinding, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.inventory import origin
+from upgrader.core.model import SLOTS, Interface, SlotName, Standby, SwitchFacts, VmInterface
 from upgrader.sim.facts import ovs_interface, ownership
 
 
-def refused(what: str) -> HostError:
-    return HostError("SIMULATED", what, state="simulated", next="nothing")
+def refused(what: str, code: str = "SIMULATED") -> HostError:
+    return HostError(code, what, state="simulated", next="nothing")
+
+
+def dialled(interface: Interface) -> Path:
+    """The socket that a switch with this vhost interface connects to."""
+    return Path(interface.option("vhost-server-path") or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What a slot's database holds.
+
+    switch  its configuration, with the controllers, managers and fail modes that it exerts or keeps
+    note    why it does not exert them: they are kept for the day it has to, or were handed over (core/control.py)
+    taken   whether a switch has taken it up; until then no interface has a number or a link
+    """
+
+    switch: SwitchFacts
+    note: Literal["kept", "handed over"] | None = None
+    taken: bool = False
 
 
 PASSING = {"kept": False}  # metadata of what is no part of the host's state: it goes with the process
@@ -28,12 +49,17 @@ class World:
     """The host's state, and the log of every call with an effect."""
 
     vms: dict[str, VmInterface]
-    pids: dict[SlotName, int | None]
-    switch: SwitchFacts
+    pids: dict[SlotName, int | None]  # of the switches
+    database_pids: dict[SlotName, int | None]
+    databases: dict[SlotName, Database]  # the files; not there: an empty one is made
+    removed: set[Path] = field(default_factory=set)  # files of databases that are to be made anew
+    # by slot and bridge, in the words of ovs-ofctl
     flows: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
-    bound: dict[SlotName, tuple[PortBinding, ...]] = field(default_factory=dict)
+    groups: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
+    meters: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
+    tlvs: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
+    learned: dict[tuple[SlotName, str, str, str], str] = field(default_factory=dict)  # slot, kind, where, what
     steady: tuple[SlotName, ...] = ("a",)
-    in_control: SlotName | None = "a"  # whose database has controllers and managers
     rules: dict[tuple[int | None, str], tuple[SlotName, ...]] = field(default_factory=dict)
     listeners: set[Path] = field(default_factory=set)
     links: dict[Path, Path] = field(default_factory=dict)
@@ -49,7 +75,7 @@ class World:
     trouble: list[str] = field(default_factory=list)
     fails_over: bool = field(default=True, metadata=PASSING)  # QEMU brings rings over by itself
     watchable: bool = field(default=False, metadata=PASSING)  # a thread may wait for a switch to die
-    databases_down: set[SlotName] = field(default_factory=set, metadata=PASSING)  # whose switch lives
+    silent: set[tuple[SlotName, str]] = field(default_factory=set, metadata=PASSING)  # ports that have no device
     stopped: set[SlotName] = field(default_factory=set, metadata=PASSING)  # switches that were sent SIGSTOP
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
 
@@ -66,6 +92,42 @@ class World:
         error = self.look_fault(name, self.looks)
         if error is not None:
             raise error
+
+    @property
+    def in_control(self) -> SlotName | None:
+        """Whose database says that controllers and managers are with it; of two, the one whose switch lives."""
+        leaders = [n for n in SLOTS if n in self.databases and self.databases[n].note is None]
+        return next((n for n in leaders if self.pids[n] is not None), leaders[0] if leaders else None)
+
+    @property
+    def switch(self) -> SwitchFacts:
+        """What the slot in control is configured to do; where neither is, the one that keeps control."""
+        return self.databases[self._leader].switch
+
+    @switch.setter
+    def switch(self, switch: SwitchFacts) -> None:
+        self.databases[self._leader] = replace(self.databases[self._leader], switch=switch)
+
+    @property
+    def _leader(self) -> SlotName:
+        kept = [n for n, d in self.databases.items() if d.note == "kept"]
+        return self.in_control or (kept or list(self.databases))[0]
+
+    def spawn(self) -> int:
+        """Pid of a new process."""
+        self.next_pid += 10
+        return self.next_pid
+
+    def linked(self, name: SlotName) -> set[Path]:
+        """Sockets of the VMs that are connected to that slot's switch, as libvirt knows them."""
+        pid = self.pids[name]
+        found = set()
+        for vm in self.vms.values():
+            own = vm.ownership
+            peers = {own.owner_pid, own.standby.pid if own.standby else None} if own else set()
+            if pid is not None and (pid in peers or (own is None and self.dials(name, vm))):
+                found.add(vm.socket)
+        return found
 
     def slot_of(self, pid: int | None) -> SlotName | None:
         return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
@@ -87,8 +149,10 @@ class World:
 
     def dials(self, name: SlotName, vm: VmInterface) -> bool:
         """Whether that slot's switch runs and connects to the socket that libvirt made for the VM."""
-        path = next((b.socket for b in self.bound.get(name, ()) if b.origin == vm.socket), vm.socket)
-        return self.pids[name] is not None and self.links.get(path, path) == vm.socket
+        if self.pids[name] is None or name not in self.databases:
+            return False
+        paths = (dialled(i) for i in self.databases[name].switch.vhost_interfaces() if origin(i) == str(vm.socket))
+        return any(self.links.get(path, path) == vm.socket for path in paths)
 
     def start(self, vm: VmInterface) -> None:
         """A VM's QEMU comes up and listens on libvirt's socket: the switch that dials it serves the VM, if one does."""
@@ -100,8 +164,10 @@ class World:
         """A VM that nobody serves gets the switch that dials libvirt's socket by now."""
         for vm in list(self.vms.values()):
             own = vm.ownership
+            if own is None or own.owner_pid is not None or own.owner != vm.chardev:
+                continue
             name = next((n for n in self.pids if self.dials(n, vm)), None)
-            if own is not None and own.owner_pid is None and own.owner == vm.chardev and name is not None:
+            if name is not None:
                 new = replace(own, owner_connected=True, owner_pid=self.pids[name])
                 self.vms[vm.domain] = replace(vm, ownership=new)
 
@@ -109,8 +175,9 @@ class World:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
         vm = self.vms.pop(domain)
         self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
-        for bound in self.bound.values():
-            self.listeners -= {b.listener for b in bound if b.origin == vm.socket}
+        for database in self.databases.values():
+            paths = {dialled(i) for i in database.switch.vhost_interfaces() if origin(i) == str(vm.socket)}
+            self.listeners -= {p.with_name(f"{p.name}.sock") for p in paths}
 
     def restart(self, domain: str) -> None:
         """End a VM and start it again."""

@@ -15,6 +15,9 @@ class Replicate:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
+        """Nothing to copy when the old switch is gone: its flows went with it."""
+        if context.pid(context.source) is None:
+            return replication.nobody_to_follow(context)
         return replication.follow(context, *replication.sides(context))
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:

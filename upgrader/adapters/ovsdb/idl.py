@@ -11,6 +11,7 @@ import ovs.db.idl
 import ovs.poller
 
 from upgrader.adapters import gate
+from upgrader.adapters.ovsdb.session import unreachable
 from upgrader.core.errors import HostError
 from upgrader.core.model import Bridge, Interface, Slot, SwitchFacts
 
@@ -35,7 +36,9 @@ _CONNECT_S = 5.0
 def read(slot: Slot) -> SwitchFacts:
     """What the switch is configured to do."""
     with _idl(slot) as idl:
-        root = _root(idl)
+        root = next(iter(idl.tables["Open_vSwitch"].rows.values()), None)
+        if root is None:
+            return SwitchFacts("", (), ())
         bridges = []
         interfaces = []
         speakers: list[str] = []
@@ -161,10 +164,6 @@ def _optional(value: Any) -> Any:
     return value
 
 
-def _root(idl: Any) -> Any:
-    return next(iter(idl.tables["Open_vSwitch"].rows.values()))
-
-
 @contextmanager
 def _idl(slot: Slot) -> Iterator[Any]:
     """A connected IDL that holds what we look at."""
@@ -176,15 +175,17 @@ def _idl(slot: Slot) -> Iterator[Any]:
             state="nothing was changed",
             next=f"correct slots.{slot.name}.prefix in the configuration",
         )
+    if not slot.db_socket.exists():  # it is there before whoever started the server goes on
+        raise unreachable(slot, "there is no such socket")
     helper = ovs.db.idl.SchemaHelper(location=str(schema))
     for table, columns in _COLUMNS.items():
         helper.register_columns(table, columns.split())
     idl = ovs.db.idl.Idl(f"unix:{slot.db_socket}", helper)
     try:
         deadline = time.monotonic() + _CONNECT_S
-        while not (idl.has_ever_connected() and idl.tables["Open_vSwitch"].rows):
+        while not idl.has_ever_connected():
             if not _wait(idl, deadline):
-                raise _unreachable(slot)
+                raise unreachable(slot, f"no answer within {_CONNECT_S:g} s")
         yield idl
     finally:
         idl.close()
@@ -204,12 +205,3 @@ def _wait(idl: Any, deadline: float) -> bool:
         idl.wait(poller)
         poller.timer_wait(max(1, int(left * 1000)))
         poller.block()
-
-
-def _unreachable(slot: Slot) -> HostError:
-    return HostError(
-        "DATABASE_UNREACHABLE",
-        f"no answer from the database of slot {slot.name} at {slot.db_socket} within {_CONNECT_S:g} s",
-        state="nothing was changed",
-        next=f"ovs-vsctl --db=unix:{slot.db_socket} show",
-    )

@@ -37,7 +37,7 @@ class Session:
         address = f"unix:{slot.db_socket}"
         error, stream = ovs.stream.Stream.open_block(ovs.stream.Stream.open(address), int(_ANSWER_S * 1000))
         if error:
-            raise _unreachable(slot, os.strerror(error))
+            raise unreachable(slot, os.strerror(error))
         self._rpc = ovs.jsonrpc.Connection(stream)
         try:
             tables = self._ask("get_schema", [_DB])["tables"]
@@ -120,10 +120,10 @@ class Session:
             message = self._receive(max(0.0, deadline - time.monotonic()))
             if message is None:
                 if time.monotonic() > deadline:
-                    raise _unreachable(self.slot, f"no answer to {method} within {_ANSWER_S:g} s")
+                    raise unreachable(self.slot, f"no answer to {method} within {_ANSWER_S:g} s")
             elif message.type in (message.T_REPLY, message.T_ERROR) and message.id == request.id:
                 if message.type == message.T_ERROR:
-                    raise _unreachable(self.slot, f"{method}: {message.error}")
+                    raise unreachable(self.slot, f"{method}: {message.error}")
                 return message.result
             else:
                 self._notified(message)
@@ -207,7 +207,8 @@ class Sessions:
         return kept
 
 
-def _unreachable(slot: Slot, reason: str) -> HostError:
+def unreachable(slot: Slot, reason: str) -> HostError:
+    """That the slot's database does not answer, and why."""
     return HostError(
         "DATABASE_UNREACHABLE",
         f"the database of slot {slot.name} at {slot.db_socket} does not answer: {reason}",

@@ -1,0 +1,70 @@
+"""The simulated host, held to what the real adapters are held to in tests/integration/test_contracts.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, Rig
+from tests.support.contracts.rig import BRIDGE
+from upgrader.core.model import Bridge, Slot, VmPort
+from upgrader.sim.host import make
+from upgrader.sim.openflow import apply
+
+
+class SimRig(Rig):
+    def __init__(self, folder: Path) -> None:
+        self.world, host, slots = make(folder, vms=2)
+        super().__init__(host, slots)
+
+    def add_bridge(self, slot: Slot, controllers: Sequence[str] = ()) -> None:
+        held = self.world.databases[slot.name]
+        bridge = Bridge(BRIDGE, "netdev", "standalone", tuple(controllers))
+        switch = replace(held.switch, bridges=(*held.switch.bridges, bridge))
+        self.world.databases[slot.name] = replace(held, switch=switch)
+
+    def delete_bridge(self, slot: Slot) -> None:
+        held = self.world.databases[slot.name]
+        left = tuple(b for b in held.switch.bridges if b.name != BRIDGE)
+        self.world.databases[slot.name] = replace(held, switch=replace(held.switch, bridges=left))
+
+    def write(self, slot: Slot, *lines: str) -> None:
+        apply(self.world, slot.name, BRIDGE, lines)
+
+    def write_meter(self, slot: Slot, meter: str) -> None:
+        self.world.meters[slot.name, BRIDGE] = (meter,)
+
+    def write_tlv(self, slot: Slot, mapping: str) -> None:
+        self.world.tlvs[slot.name, BRIDGE] = (mapping,)
+
+    def teach_neighbour(self, slot: Slot, bridge: str, ip: str, mac: str) -> None:
+        self.world.learned[slot.name, "neighbours", bridge, ip] = mac
+
+    def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None:
+        self.world.learned[slot.name, "routes", bridge, prefix] = f"dev {bridge}"
+
+    def chardevs(self, port: VmPort) -> set[str]:
+        return {chardev for domain, chardev in self.world.chardevs if domain == port.domain}
+
+    def end_vm(self, port: VmPort) -> None:
+        self.world.end(port.domain)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return SimRig(tmp_path)
+
+
+class TestDatabase(DatabaseContract):
+    pass
+
+
+class TestOpenFlow(OpenFlowContract):
+    pass
+
+
+class TestHypervisor(HypervisorContract):
+    pass

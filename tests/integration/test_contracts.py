@@ -1,0 +1,87 @@
+"""The real adapters, held to what the simulated host is held to in tests/contract/test_host.py; one lab for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, Rig
+from tests.support.contracts.rig import BRIDGE
+from tests.support.lab_host import LabHost
+from tests.support.slots import ofctl, vsctl
+from upgrader.adapters import gate
+from upgrader.adapters.ofctl.programs import appctl
+from upgrader.core.model import CHARDEV_PREFIX, Slot, VmPort
+from upgrader.lab.libvirtd import virsh
+from upgrader.lab.up import Lab
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(120),
+    pytest.mark.parametrize("lab", [{"tag": "c", "vms": 2}], indirect=True),
+]
+
+
+class LabRig(Rig):
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        made = LabHost(lab)
+        super().__init__(made.host, made.slots)
+
+    def add_bridge(self, slot: Slot, controllers: Sequence[str] = ()) -> None:
+        led = ["--", "set-controller", BRIDGE, *controllers] if controllers else []
+        options = "datapath_type=netdev", "fail_mode=standalone"
+        vsctl(slot, "add-br", BRIDGE, "--", "set", "Bridge", BRIDGE, *options, *led)
+
+    def delete_bridge(self, slot: Slot) -> None:
+        vsctl(slot, "del-br", BRIDGE)
+
+    def write(self, slot: Slot, *lines: str) -> None:
+        argv = [
+            str(slot.prefix / "bin/ovs-ofctl"),
+            "-O",
+            "OpenFlow15",
+            "bundle",
+            f"unix:{slot.rundir}/{BRIDGE}.mgmt",
+            "-",
+        ]
+        gate.run(argv, stdin="".join(f"{line}\n" for line in lines))
+
+    def write_meter(self, slot: Slot, meter: str) -> None:
+        ofctl(slot, "add-meter", BRIDGE, meter)
+
+    def write_tlv(self, slot: Slot, mapping: str) -> None:
+        ofctl(slot, "add-tlv-map", BRIDGE, mapping)
+
+    def teach_neighbour(self, slot: Slot, bridge: str, ip: str, mac: str) -> None:
+        appctl(slot, "tnl/neigh/set", bridge, ip, mac)
+
+    def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None:
+        appctl(slot, "ovs/route/add", prefix, bridge)
+
+    def chardevs(self, port: VmPort) -> set[str]:
+        command = json.dumps({"execute": "query-chardev"})
+        told = json.loads(virsh(self.lab.spec, "qemu-monitor-command", port.domain, command))["return"]
+        return {c["label"] for c in told if c["label"].startswith(CHARDEV_PREFIX)}
+
+    def end_vm(self, port: VmPort) -> None:
+        virsh(self.lab.spec, "destroy", port.domain)
+
+
+@pytest.fixture(scope="module", name="rig")
+def rig_fixture(lab: Lab) -> Iterator[Rig]:
+    yield LabRig(lab)
+
+
+class TestDatabase(DatabaseContract):
+    pass
+
+
+class TestOpenFlow(OpenFlowContract):
+    pass
+
+
+class TestHypervisor(HypervisorContract):
+    pass

@@ -1,0 +1,102 @@
+"""Running VMs in memory, and the two connections of their QEMU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from upgrader.core.model import CHARDEV_PREFIX, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
+from upgrader.sim.world import World, refused
+
+
+class SimHypervisor:
+    def __init__(self, world: World) -> None:
+        self._w = world
+
+    def vm_interfaces(self) -> tuple[VmInterface, ...]:
+        return tuple(self._w.vms[d] for d in sorted(self._w.vms))
+
+    def ownership(self, port: VmPort) -> RingOwnership | None:
+        self._w.look(f"ownership {port.domain}")
+        vm = self._vm(port)
+        return vm.ownership if vm and vm.netdev == port.netdev else None
+
+    def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
+        self._w.call(f"attach {port.domain}")
+        if self._w.slot_of(peer_pid) is None:
+            raise refused(f"there is no process {peer_pid}", "PEER_GONE")
+        self._own(port)
+        if listener_fd is not None:
+            self._drop(port, chardev)  # left over from a run that died
+        now = self._own(port)
+        if now.standby and now.standby.chardev != chardev:
+            raise refused(f"netdev '{port.netdev}' has a standby, '{now.standby.chardev}'; detach it first")
+        if now.standby and now.standby.ready:
+            if now.standby.pid == peer_pid:
+                return
+            raise refused(f"standby '{chardev}' of netdev '{port.netdev}' is ready, with another peer")
+        if now.owner == chardev:
+            raise refused(f"chardev '{chardev}' is in use")
+        ours = chardev.startswith(CHARDEV_PREFIX) and listener_fd is not None
+        if not ours and chardev != self._w.vms[port.domain].chardev and (port.domain, chardev) not in self._w.chardevs:
+            raise refused(f"there is no chardev '{chardev}'")
+        if ours:
+            self._w.chardevs.add((port.domain, chardev))
+        self._set(port, replace(now, standby=Standby(chardev, True, True, None, peer_pid, peer_pid)))
+
+    def drop_connection(self, port: VmPort, chardev: str) -> None:
+        self._w.call(f"drop {port.domain} {chardev}")
+        if self._vm(port) is not None:
+            self._drop(port, chardev)
+
+    def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
+        self._w.call(f"switch {port.domain}")
+        now = self._own(port)
+        if (now.owner, now.generation) != (owner, generation):
+            raise refused("owner or generation is another")
+        if now.standby is None or not now.standby.ready:
+            raise refused("the standby is not ready")
+        if fenced and self._w.slot_of(now.owner_pid) is not None:
+            self._w.trouble.append(f"{port.domain}: a switch without asking an owner that lives: two writers")
+        if not fenced and now.owner_pid is None:
+            raise refused("the owner does not answer")
+        lives = now.owner_pid is not None and not fenced
+        old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
+        new = replace(
+            now,
+            owner=now.standby.chardev,
+            owner_pid=now.standby.pid,
+            owner_connected=True,
+            generation=generation + 1,
+            standby=old,
+        )
+        self._set(port, new)
+        return SwitchResult(
+            old.chardev, new.owner, new.generation, "command", fenced, 300_000, 3_000, 400_000, 10_000, 713_000
+        )
+
+    def _drop(self, port: VmPort, chardev: str) -> None:
+        now = self._w.vms[port.domain].ownership
+        if now is None:
+            return
+        if now.standby and now.standby.chardev == chardev:
+            self._set(port, replace(now, standby=None))
+        if not chardev.startswith(CHARDEV_PREFIX):
+            return  # libvirt's own
+        if now.owner == chardev:
+            raise refused(f"Chardev '{chardev}' is busy")
+        self._w.chardevs.discard((port.domain, chardev))
+
+    def _vm(self, port: VmPort) -> VmInterface | None:
+        vm = self._w.vms.get(port.domain)
+        return vm if vm and vm.domain_uuid == port.domain_uuid else None
+
+    def _own(self, port: VmPort) -> RingOwnership:
+        vm = self._vm(port)
+        if vm is None:
+            raise refused(f"{port.domain} is gone")
+        if vm.ownership is None or vm.netdev != port.netdev:
+            raise refused(f"there is no vhost-user netdev '{port.netdev}'")
+        return vm.ownership
+
+    def _set(self, port: VmPort, new: RingOwnership) -> None:
+        self._w.vms[port.domain] = replace(self._w.vms[port.domain], ownership=new)
