@@ -17,6 +17,7 @@ from upgrader.core.model import (
     Interface,
     NicFacts,
     PortBinding,
+    Ring,
     RingOwnership,
     Slot,
     SlotName,
@@ -43,6 +44,7 @@ class SimDatabase:
 
     def read(self, slot: Slot) -> SwitchFacts:
         self._w.look(f"read {slot.name}")
+        self._w.query(slot.name)
         sockets = {b.interface: b for b in self._w.bound.get(slot.name, ())}
 
         def own(interface: Interface) -> Interface:
@@ -57,6 +59,10 @@ class SimDatabase:
 
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         self._w.call(f"sync {source.name} {target.name}")
+        self._w.query(source.name)
+        self._w.query(target.name)
+        if applied:
+            self._w.ask(target.name)
         # a port without a binding keeps what it has
         both = (*self._w.bound.get(target.name, ()), *bindings)
         self._w.bound[target.name] = tuple({b.interface: b for b in both}.values())
@@ -64,23 +70,29 @@ class SimDatabase:
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         self._w.look(f"differences {source.name} {target.name}")
+        self._w.query(source.name)
+        self._w.query(target.name)
         return ()
 
     def in_control(self, slot: Slot) -> bool:
         self._w.look(f"in_control {slot.name}")
+        self._w.query(slot.name)
         return self._w.in_control == slot.name
 
     def control(self, slot: Slot) -> Control:
         self._w.look(f"control {slot.name}")
+        self._w.query(slot.name)
         return Control((), (), (), frozenset())
 
     def release_control(self, slot: Slot) -> None:
         self._w.call(f"release_control {slot.name}")
+        self._w.query(slot.name)
         if self._w.in_control == slot.name:
             self._w.in_control = None
 
     def assume_control(self, slot: Slot) -> None:
         self._w.call(f"assume_control {slot.name}")
+        self._w.query(slot.name)
         holder = self._w.in_control
         if holder not in (None, slot.name) and self._w.pids[holder] is not None:
             self._w.trouble.append(f"slot {slot.name} took control while {self._w.in_control} had it")
@@ -93,6 +105,7 @@ class SimDatabase:
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         if self._w.pids[slot.name] is None:
             raise refused(f"slot {slot.name} is down")
+        self._w.ask(slot.name)
 
 
 class SimOpenFlow:
@@ -107,6 +120,7 @@ class SimOpenFlow:
 
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         self._w.call(f"copy {bridge}")
+        self._ask(source, target)
         self._w.flows[target.name, bridge] = self.flows(source, bridge)
         return {"flow add": len(self.flows(source, bridge))}
 
@@ -115,11 +129,13 @@ class SimOpenFlow:
 
     def differences(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Difference, ...]:
         self._w.look(f"differences {bridge}")
+        self._ask(source, target)
         sides = BridgeState(flows=self.flows(source, bridge)), BridgeState(flows=self.flows(target, bridge))
         return openflow.differences(bridge, *sides)
 
     def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
         self._w.call("sync_learned")
+        self._ask(source, target)
         return {"neighbours": 1}
 
     def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
@@ -127,7 +143,15 @@ class SimOpenFlow:
 
     def traces(self, source: Slot, target: Slot, limit: int) -> tuple[int, tuple[Difference, ...]]:
         self._w.look("traces")
+        self._ask(source, target)
         return 0, ()
+
+    def _ask(self, *sides: Slot) -> None:
+        for side in sides:
+            self._w.ask(side.name)
+
+
+_UNTOUCHED = (Ring(1, 256, 1, 0, True),)  # the guest has sent, and nobody took it
 
 
 class SimHypervisor:
@@ -140,7 +164,13 @@ class SimHypervisor:
     def ownership(self, port: VmPort) -> RingOwnership | None:
         self._w.look(f"ownership {port.domain}")
         vm = self._w.vms.get(port.domain)
-        return vm.ownership if vm else None
+        if vm and vm.ownership and vm.ownership.in_doubt:
+            self._w.waiting()
+            vm = self._w.vms.get(port.domain)
+        if vm is None or vm.ownership is None:
+            return None
+        works = self._w.moves_rings(vm.ownership.owner_pid)
+        return vm.ownership if works else replace(vm.ownership, rings=_UNTOUCHED)
 
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         self._w.call(f"attach {port.domain}")
@@ -173,6 +203,9 @@ class SimHypervisor:
             self._w.trouble.append(f"{port.domain}: a switch without asking an owner that lives: two writers")
         if not fenced and now.owner_pid is None:
             raise refused("the owner does not answer")
+        if not self._w.moves_rings(now.standby.pid) or not (fenced or self._w.moves_rings(now.owner_pid)):
+            self._set(port, replace(now, in_doubt=True))
+            raise refused("no answer in time")
         lives = now.owner_pid is not None and not fenced
         old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
         new = replace(
@@ -306,6 +339,8 @@ class SimWellKnown:
 
     def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
         self._w.look("who_answers")
+        if self._w.control:
+            self._w.ask(self._w.control)
         pid = self._w.pids[self._w.control] if self._w.control else None
         database = pid + 1 if pid else None
         names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
@@ -326,6 +361,7 @@ class SimClock:
 
     def sleep(self, seconds: float) -> None:
         self._w.now += seconds
+        self._w.waiting()
 
 
 def make_world(vms: int) -> World:
