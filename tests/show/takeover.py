@@ -3,6 +3,7 @@
 make show-takeover                                        # 20 kills, each kind of death 10 times, 4 VMs: an hour
 make show-takeover PARTS=kills KILLS=100 VMS=8            # what the limits are meant for
 make show-takeover PARTS=deaths DEATHS=3 KINDS="SIGSTOP"
+make show-takeover PARTS=upgrades KINDS="SIGKILL SIGSTOP" STEPS="move-vm soak" SIDES=source
 make show-takeover PARTS=alarms MINUTES=60                # a bench
 
 Nothing else may run on the machine meanwhile: it would be felt by the VMs.
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from tests.show import armed
+from tests.show import armed, upgrades
 from tests.show.items import OUT, Item, show, tested
 from tests.support import deaths as ways
 from tests.support.killing import latest, verb, wait_until
@@ -86,7 +87,7 @@ def simulated() -> Iterator[Item]:
 
 def tests() -> Iterator[Item]:
     """By hand, by itself, with the daemon dead, refused."""
-    yield from tested("tests/integration/lab_takeover.py")
+    yield from tested("tests/integration/test_takeover.py")
 
 
 def kills() -> Iterator[Item]:
@@ -218,8 +219,7 @@ def one_death(lab: Lab, session: TrafficSession, control: TrafficRun, log: Path,
     session.start(150)
     time.sleep(BEFORE_S)
     with session.window("kill"):
-        killed_ns, killed_s = time.time_ns(), time.monotonic()
-        ways.KINDS[kind](host, active)
+        killed_ns, killed_s = ways.KINDS[kind](host, active), time.monotonic()
         wait_until(lambda: {owner(p) for p in host.host.hypervisor.vm_interfaces()} == {new}, "the standby", 60, 0.01)
     time.sleep(AFTER_S)
     run = session.finish(stop=True)
@@ -279,6 +279,7 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "tests": tests,
     "kills": kills,
     "deaths": deaths,
+    "upgrades": upgrades.upgrades,
     "big": armed.big,
     "daemon": armed.daemon_dies,
     "alarms": armed.alarms,

@@ -129,8 +129,14 @@ def little_memory(pid: int, tag: str) -> Iterator[None]:
             time.sleep(0.05)
 
 
-def _signals(number: signal.Signals) -> Callable[[LabHost, SlotName], None]:
-    return lambda host, slot: os.kill(_pid(host, slot), number)
+def _signals(number: signal.Signals) -> Callable[[LabHost, SlotName], int]:
+    def send(host: LabHost, slot: SlotName) -> int:
+        pid = _pid(host, slot)
+        at_ns = time.time_ns()
+        os.kill(pid, number)
+        return at_ns
+
+    return send
 
 
 def _pid(host: LabHost, slot: SlotName) -> int:
@@ -139,36 +145,42 @@ def _pid(host: LabHost, slot: SlotName) -> int:
     return pid
 
 
-def _pmd(host: LabHost, slot: SlotName) -> None:
+def _pmd(host: LabHost, slot: SlotName) -> int:
     stick(_pid(host, slot), "pmd-c")
+    return time.time_ns()
 
 
-def _main(host: LabHost, slot: SlotName) -> None:
+def _main(host: LabHost, slot: SlotName) -> int:
     stick(_pid(host, slot), "ovs-vswitchd")
+    return time.time_ns()
 
 
-def _oom(host: LabHost, slot: SlotName) -> None:
+def _oom(host: LabHost, slot: SlotName) -> int:
     pid, where = _pid(host, slot), host.slots[slot]
     flows = where.rundir / "many.flows"
     flows.write_text("".join(f"table=99,priority={n},actions=drop\n" for n in range(1, 20001)))
     with little_memory(pid, f"{os.getpid()}-{pid}"):
         argv = [str(where.prefix / "bin/ovs-ofctl"), "-O", "OpenFlow14", "add-flows"]
         gate.run([*argv, f"unix:{where.rundir}/{names.BR_INT}.mgmt", str(flows)], check=False, timeout_s=30)
-        wait_until(lambda: host.pid(slot) != pid, "the kernel's kill", 20)
+        wait_until(lambda: host.pid(slot) != pid, "the kernel's kill", 20, 0.001)
+        return time.time_ns()
 
 
-def _exit(host: LabHost, slot: SlotName) -> None:
+def _exit(host: LabHost, slot: SlotName) -> int:
+    at_ns = time.time_ns()
     host.host.processes.appctl(host.slots[slot], "exit")  # type: ignore[attr-defined]
+    return at_ns
 
 
-def _database(host: LabHost, slot: SlotName) -> None:
+def _database(host: LabHost, slot: SlotName) -> int:
     pid = host.host.processes.status(host.slots[slot]).ovsdb_pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
+    return time.time_ns()
 
 
-#: What is done to the active; after all but the last one the standby serves every VM.
-KINDS: dict[str, Callable[[LabHost, SlotName], None]] = {
+#: What is done to the active, and when (CLOCK_REALTIME, ns); after all but the last one the standby serves every VM.
+KINDS: dict[str, Callable[[LabHost, SlotName], int]] = {
     "SIGKILL": _signals(signal.SIGKILL),
     "SIGSEGV": _signals(signal.SIGSEGV),
     "abort": _signals(signal.SIGABRT),

@@ -37,6 +37,7 @@ from upgrader.engine.sentry import Taken, serve
 from upgrader.engine.takeover import Guard, Resume, Todo
 from upgrader.sim.facts import ownership
 from upgrader.sim.host import refused
+from upgrader.sim.world import Hang
 from upgrader.steps import Context
 from upgrader.steps.take_over import take_over
 
@@ -337,7 +338,7 @@ def test_a_switch_that_is_stopped_is_taken_over_from(tmp_path: Path) -> None:
     carry_out(run, plan(run, PlanKind.ARM))
     runner.keep()
     runner.keep()  # armed when it was looked at before: what it says of a hang counts
-    run.world.stopped.add("a")
+    run.world.hung["a"] = Hang.STOPPED
     assert runner.news.wait(10)
     assert run.world.calls.index("fence a") < run.world.calls.index("failover b")
     runner.keep()
@@ -357,7 +358,7 @@ def test_manual_a_switch_that_hangs_is_told_of_and_that_it_goes_on(tmp_path: Pat
     runner.keep()
     runner.keep()
     calls = list(run.world.calls)
-    run.world.stopped.add("a")
+    run.world.hung["a"] = Hang.STOPPED
     assert runner.news.wait(10)
     runner.news.clear()
     runner.keep()
@@ -365,7 +366,7 @@ def test_manual_a_switch_that_hangs_is_told_of_and_that_it_goes_on(tmp_path: Pat
     assert runner.guard.standing.state is Protection.EXPOSED
     assert "stopped by a signal" in runner.guard.standing.reason
     assert runner.guard.standing.next == "upgrade takeover"
-    run.world.stopped.clear()
+    run.world.hung.clear()
     assert runner.news.wait(10)
     runner.keep()
     assert runner.guard.standing.state is Protection.ARMED

@@ -6,8 +6,10 @@ had the CPU and came to no end of a turn is stuck; one that had no CPU is starve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+
+from upgrader.core.model import RingOwnership
 
 STOPPED_S = 0.5  # all of it stopped by a signal: nothing is forwarded meanwhile
 PMD_RAN_S = 0.5  # of CPU time without an end of a turn; long ones (32 upcalls from each queue) take tens of ms
@@ -100,3 +102,20 @@ class Health:
         if silent >= MAIN_S and not starved:
             return "its main thread does not answer"
         return ""
+
+
+def may_be_ended(pid: int, other: int, vms: Iterable[RingOwnership], *, spare: bool) -> bool:
+    """Whether a switch that hangs may be killed: each VM it serves has process `other` standing by.
+
+    One in doubt counts as well: QEMU waits for an answer of the one that hangs, and its death ends the doubt. `spare`:
+    one that nobody waits for is left alone, since it may go on and be of use.
+    """
+    concerned = False
+    for vm in vms:
+        if vm.owner_pid == pid:
+            concerned = True
+            if vm.standby is None or vm.standby.pid != other or not (vm.standby.ready or vm.in_doubt):
+                return False
+        elif vm.in_doubt and vm.owner_pid == other:
+            concerned = True
+    return concerned or not spare

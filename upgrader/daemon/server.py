@@ -177,7 +177,8 @@ class Runner:
     def _carry_out(self, engine: Engine, back: bool) -> None:
         structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)
         try:
-            view = engine.back() if back else engine.forward()
+            with self._coordinator.vigil(engine).beside():
+                view = engine.back() if back else engine.forward()
             log.info("run ended", state=str(view.state), reason=view.reason)
         except UpgradeError as error:  # superseded, or the journal cannot be written: the run stands where it stood
             log.error("run stopped", error=str(error))

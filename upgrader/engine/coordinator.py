@@ -18,6 +18,7 @@ from upgrader.core.takeover import TakeoverPolicy
 from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
+from upgrader.engine.vigil import Vigil
 from upgrader.ports import Host, Journal, Watcher
 from upgrader.steps import Context
 from upgrader.steps.catch_up import bring_late
@@ -175,6 +176,12 @@ class Coordinator:
         self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None
     ) -> Engine:
         return Engine(view, plan, setup.host, setup.slots, self.journal, control, watch, acted)
+
+    def vigil(self, engine: Engine) -> Vigil:
+        """Who looks after both switches while that run is carried out; it kills only where takeovers are automatic."""
+        setup = self.setup()
+        acts = setup.takeover.policy == "automatic" and not setup.takeover.maintenance
+        return Vigil(setup.host, setup.slots, engine.view.heading.target, acts=acts)
 
     def _require_same_standby(self, view: RunView, plan: Plan, setup: Setup) -> None:
         """What the run prepared in the new switch is gone with that process."""

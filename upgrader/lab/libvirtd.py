@@ -60,6 +60,13 @@ exec "$@"
 """
 
 
+def unmount(lab: LabSpec) -> None:
+    """Take away what `start` mounted. Idempotent."""
+    run = lab.libvirt_directory / "run"
+    if run.is_mount():
+        gate.run(["umount", str(run)])
+
+
 def start(lab: LabSpec) -> Process:
     """Start libvirtd and return it once it answers. Raises HostError.
 
@@ -77,6 +84,8 @@ def start(lab: LabSpec) -> Process:
     root = lab.libvirt_directory
     for part in ("run", "run-root", "etc", "lib", "log", "cache"):
         (root / part).mkdir(parents=True, exist_ok=True)
+    # As /run of a host is: libvirt writes a VM's state there, and waits for the disk, at each monitor command passed through.
+    gate.run(["mount", "-t", "tmpfs", "-o", "mode=0755,size=64M", f"{lab.name}-libvirt", str(root / "run")])
     (root / "etc/qemu.conf").write_text(_QEMU_CONF)
     (root / "etc/libvirtd.conf").write_text(_LIBVIRTD_CONF)
     log = root / "libvirtd.log"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 
 from upgrader.core.errors import HostError
-from upgrader.lab import host, topology, vintage
+from upgrader.lab import host, libvirtd, topology, vintage
 from upgrader.lab.host import Hugepages
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.state import LabState, Phase, path_of, write
@@ -47,6 +47,7 @@ def take_down(state: LabState) -> None:
             break
     topology.destroy(lab)
     vintage.unmount(lab)
+    libvirtd.unmount(lab)
     Hugepages().release(lab.name)
     shutil.rmtree(lab.directory, ignore_errors=True)
     if lab.directory.exists():

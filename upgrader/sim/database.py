@@ -114,6 +114,7 @@ class SimDatabase:
         if named:
             self._w.now += timeout_s
             raise refused(f"slot {slot.name} did not bring up {', '.join(named)} in time", "PORTS_NOT_READY")
+        self._w.ask(slot.name)
 
     def _opened(self, slot: Slot) -> Database | None:
         """What the slot's database holds, None where it is empty. Raises HostError where none runs."""
@@ -135,6 +136,8 @@ class SimDatabase:
         if applied and self._w.pids[slot.name] is None:
             self._w.now += _APPLIED_S
             raise refused(f"no switch of slot {slot.name} took its new configuration", "CONFIGURATION_NOT_APPLIED")
+        if applied:
+            self._w.ask(slot.name)
 
 
 def _following(old: Database, new: Database | None, slot: Slot, bindings: Sequence[PortBinding]) -> Database:

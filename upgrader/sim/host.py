@@ -136,6 +136,8 @@ class SimWellKnown:
 
     def who_answers(self, bridges: Sequence[str]) -> dict[str, int | None]:
         self._w.look("who_answers")
+        if self._w.control:
+            self._w.ask(self._w.control)
         pid = self._w.pids[self._w.control] if self._w.control else None
         database = self._w.database_pids[self._w.control] if self._w.control else None
         names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
@@ -156,6 +158,7 @@ class SimClock:
 
     def sleep(self, seconds: float) -> None:
         self._w.now += seconds
+        self._w.waiting()
 
 
 def make_world(vms: int) -> World:

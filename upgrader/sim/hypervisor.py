@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from upgrader.core.model import CHARDEV_PREFIX, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
+from upgrader.core.model import CHARDEV_PREFIX, Ring, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
 from upgrader.sim.world import World, refused
+
+_UNTOUCHED = (Ring(1, 256, 1, 0, True),)  # the guest has sent, and nobody took it
 
 
 class SimHypervisor:
@@ -18,7 +20,13 @@ class SimHypervisor:
     def ownership(self, port: VmPort) -> RingOwnership | None:
         self._w.look(f"ownership {port.domain}")
         vm = self._vm(port)
-        return vm.ownership if vm and vm.netdev == port.netdev else None
+        if vm and vm.ownership and vm.ownership.in_doubt:
+            self._w.waiting()
+            vm = self._vm(port)
+        if vm is None or vm.ownership is None or vm.netdev != port.netdev:
+            return None
+        works = self._w.moves_rings(vm.ownership.owner_pid)
+        return vm.ownership if works else replace(vm.ownership, rings=_UNTOUCHED)
 
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         self._w.call(f"attach {port.domain}")
@@ -59,6 +67,9 @@ class SimHypervisor:
             self._w.trouble.append(f"{port.domain}: a switch without asking an owner that lives: two writers")
         if not fenced and now.owner_pid is None:
             raise refused("the owner does not answer")
+        if not self._w.moves_rings(now.standby.pid) or not (fenced or self._w.moves_rings(now.owner_pid)):
+            self._set(port, replace(now, in_doubt=True))
+            raise refused("no answer in time")
         lives = now.owner_pid is not None and not fenced
         old = Standby(now.owner, lives, lives, None, now.owner_pid, now.owner_pid)
         new = replace(

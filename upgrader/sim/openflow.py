@@ -97,6 +97,7 @@ class SimOpenFlow:
     def _require_running(self, slot: Slot) -> None:
         if self._w.pids[slot.name] is None:
             raise CommandError(f"ovs-appctl -t {slot.vswitchd_ctl}", "exited with 1", "no switch runs")
+        self._w.ask(slot.name)
 
     def _both(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
         old, new = self._state(source, bridge), self._state(target, bridge)

@@ -15,7 +15,7 @@ from upgrader.core.model import (
     SlotStatus,
 )
 from upgrader.sim.openflow import forget
-from upgrader.sim.world import World, refused
+from upgrader.sim.world import Hang, World, refused
 
 
 class SimProcesses:
@@ -53,10 +53,12 @@ class SimProcesses:
         return pid
 
     def polled_queues(self, slot: Slot) -> dict[str, int]:
+        self._w.ask(slot.name)
         return {i.name: 1 for i in self._w.switch.interfaces}
 
     def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
         self._w.call(f"log_vhost {slot.name} {on}")
+        self._w.ask(slot.name)
 
     def stop(self, slot: Slot) -> None:
         self._w.call(f"stop {slot.name}")
@@ -115,9 +117,18 @@ class SimProbe:
         self._name = name
 
     def pulse(self) -> Pulse | None:
-        """One of a switch that does nothing, and is stopped where the world says so."""
+        """One of a switch that does nothing, or hangs as the world says. Time goes on, in the simulated host as outside."""
         if self._w.pids[self._name] is None:
             return None
-        return Pulse(time.monotonic(), Thread(0.0, "T" if self._name in self._w.stopped else "S"), {}, {})
+        at_s = time.monotonic() + self._w.now
+        idle = Thread(0.0, "S")
+        match self._w.hung.get(self._name):
+            case Hang.STOPPED:
+                return Pulse(at_s, Thread(0.0, "T"), {}, None)
+            case Hang.PMD:
+                return Pulse(at_s, idle, {0: Thread(at_s, "R")}, {0: 1})
+            case Hang.MAIN:
+                return Pulse(at_s, idle, {}, None)
+        return Pulse(at_s, idle, {}, {})
 
     def close(self) -> None: ...

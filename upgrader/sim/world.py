@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,14 @@ class Database:
     switch: SwitchFacts
     note: Literal["kept", "handed over"] | None = None
     taken: bool = False
+
+
+class Hang(StrEnum):
+    """How a switch lives and does not work: all of it is stopped, a PMD thread is in a loop, the main thread is stuck."""
+
+    STOPPED = "stopped"
+    PMD = "pmd"
+    MAIN = "main"
 
 
 PASSING = {"kept": False}  # metadata of what is no part of the host's state: it goes with the process
@@ -76,7 +85,9 @@ class World:
     fails_over: bool = field(default=True, metadata=PASSING)  # QEMU brings rings over by itself
     watchable: bool = field(default=False, metadata=PASSING)  # a thread may wait for a switch to die
     silent: set[tuple[SlotName, str]] = field(default_factory=set, metadata=PASSING)  # ports that have no device
-    stopped: set[SlotName] = field(default_factory=set, metadata=PASSING)  # switches that were sent SIGSTOP
+    # switches that live and do not work, and how; while somebody waits for one, `waiting` is called
+    hung: dict[SlotName, Hang] = field(default_factory=dict, metadata=PASSING)
+    waiting: Callable[[], None] = field(default=lambda: None, metadata=PASSING)
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
 
     def call(self, name: str) -> None:
@@ -128,6 +139,17 @@ class World:
             if pid is not None and (pid in peers or (own is None and self.dials(name, vm))):
                 found.add(vm.socket)
         return found
+
+    def ask(self, name: SlotName) -> None:
+        """Something that the slot's switch has to answer: one whose main thread does not run lets everybody wait."""
+        if self.hung.get(name) in (Hang.STOPPED, Hang.MAIN):
+            self.waiting()
+            raise refused(f"slot {name} does not answer")
+
+    def moves_rings(self, pid: int | None) -> bool:
+        """Whether that process acknowledges what QEMU tells it about rings. A stuck PMD may hold one of them."""
+        name = self.slot_of(pid)
+        return name is None or self.hung.get(name) not in (Hang.STOPPED, Hang.PMD)
 
     def slot_of(self, pid: int | None) -> SlotName | None:
         return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
@@ -188,6 +210,7 @@ class World:
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
+        self.hung.pop(name, None)
         for domain, vm in self.vms.items():
             o = vm.ownership
             if o is None or pid is None:
@@ -199,11 +222,13 @@ class World:
                     owner_pid=o.standby.pid,
                     generation=o.generation + 1,
                     standby=Standby(o.owner, False, False, "lost", None, pid),
+                    in_doubt=False,
                 )
             elif o.owner_pid == pid:
                 new = replace(o, owner_connected=False, owner_pid=None)
             elif o.standby and o.standby.pid == pid:
-                new = replace(o, standby=replace(o.standby, connected=False, ready=False, reason="lost", pid=None))
+                lost = replace(o.standby, connected=False, ready=False, reason="lost", pid=None)
+                new = replace(o, standby=lost, in_doubt=False)
             else:
                 continue
             self.vms[domain] = replace(vm, ownership=new)

@@ -54,6 +54,8 @@ def _hand_over(context: Context, giver: Slot, taker: Slot) -> Data:
     From then on the taker is the source, and the giver follows.
     """
     database = context.host.database
+    for slot in (giver, taker):
+        _mend_database(context, slot)
     giving = _alive(context, giver)
     if database.in_control(taker):
         if giving:
@@ -86,6 +88,13 @@ def _told(control: Control) -> dict[str, object]:
 def _alive(context: Context, slot: Slot) -> bool:
     status = context.host.processes.status(slot)
     return status.vswitchd_pid is not None and status.ovsdb_pid is not None
+
+
+def _mend_database(context: Context, slot: Slot) -> None:
+    """A switch whose database server has died keeps its controllers, and cannot be told to let them go."""
+    status = context.host.processes.status(slot)
+    if status.vswitchd_pid is not None and status.ovsdb_pid is None:
+        context.host.processes.start_database(slot)
 
 
 def _await_connected(context: Context, slot: Slot, expected: set[str]) -> set[str]:

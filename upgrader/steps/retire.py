@@ -10,6 +10,7 @@ from upgrader.core.model import CHARDEV_PREFIX, SLOTS
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 from upgrader.steps.catch_up import bring_late
+from upgrader.steps.move_vm import require_progress
 from upgrader.steps.promote import require_names
 
 
@@ -27,6 +28,7 @@ class Retire:
         """
         host, source, target = context.host, context.source, context.target
         moves = bring_late(context)
+        _require_works(context)
         _require_idle(context)  # also: a switch may have died since
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
         facts = host.database.read(target)
@@ -72,6 +74,15 @@ class Retire:
                 next="upgrade resume   (it finishes the run), then: upgrade --host localhost   (to go to the other slot)",
             )
         return {}
+
+
+def _require_works(context: Context) -> None:
+    """The last look before there is no way back: the new switch answers, and takes up what guests send."""
+    context.host.processes.polled_queues(context.target)
+    for port in context.plan.all_ports:
+        now = context.host.hypervisor.ownership(port)
+        if now is not None:
+            require_progress(context, port, now)
 
 
 def _require_idle(context: Context) -> None:

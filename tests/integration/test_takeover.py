@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support.protection import (
     restart_vm,
     takeover_policy,
 )
+from tests.support.rings import watched_rings
 from upgrader.core.errors import Exit
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import SlotName, other_slot
@@ -33,7 +35,7 @@ from upgrader.lab.up import Lab
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(300),
-    pytest.mark.parametrize("lab", [{"vms": 3}], indirect=True),
+    pytest.mark.parametrize("lab", [{"vms": 4}], indirect=True),
 ]
 
 
@@ -132,6 +134,27 @@ def test_the_old_switch_that_an_upgrade_kept_is_the_standby_and_a_restarted_vm_i
         assert all_reachable(lab)
         await_state(lab, "exposed")
         assert "max_per_hour" in protection(lab)["reason"]
+
+
+def test_a_switch_that_is_stopped_is_killed_first_and_then_taken_over_from(lab: Lab) -> None:
+    with takeover_policy(lab, "automatic"):
+        host, active = arm(lab)
+        standby, pid = other_slot(active), host.pid(active)
+        new = host.pid(standby)
+        assert pid is not None
+        with lab_session(lab.spec, rate_pps=500) as session, watched_rings(lab) as rings:
+            session.start(60)
+            time.sleep(1)
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: set(owners(host)) == {new}, "the rings at the standby")
+            time.sleep(1)
+            session.finish(stop=True)
+        assert rings.checked > 500
+        assert rings.wrong == []
+        assert not Path(f"/proc/{pid}").exists(), "it was killed, and not only left"
+        await_state(lab, "armed", 60)
+        assert host.served_by(standby), host.see()
+        assert all_reachable(lab)
 
 
 def test_by_hand_from_a_switch_that_lives(lab: Lab) -> None:
