@@ -478,3 +478,46 @@ def test_a_switch_that_let_go_is_not_killed_because_a_rule_could_not_be_set(tmp_
     assert run.rollback().back().state is RunState.OPERATOR_NEEDED
     assert "kill b" not in run.world.calls
     assert run.world.owners() == {"vm0": "a"}
+
+
+@pytest.mark.parametrize("vms", [0, 2])
+def test_a_run_that_is_taken_back_leaves_nothing_with_a_kept_switch_that_died(tmp_path: Path, vms: int) -> None:
+    """The names, controllers and traffic were with the switch that died; the run was to start its slot anew."""
+    for number in range(1, 20):
+        run = sim_run(tmp_path / str(number), vms, Policy(soak_s=0, canary_check_s=0, keep_old=True))
+        run.world.dual = False
+        assert run.begin().forward().state is RunState.DONE
+        run.world.die("b")
+        at = len(run.world.calls) + number
+
+        def back(name: str, count: int, run: SimRun = run, at: int = at) -> None:
+            if count == at:
+                run.control.ask(Request.BACK)
+
+        run.world.fault = back
+        view = run.begin().forward()
+        assert view.state is RunState.RESTORED, (number, report(view))
+        assert run.world.in_control == "a", number
+        settled(run.world, "a", kept=True)  # what the first run attached is still there
+        assert run.world.pids["b"] is None
+
+
+@pytest.mark.parametrize("vms", [0, 2])
+@pytest.mark.parametrize("request_", [Request.PAUSE, Request.STAY])
+def test_a_pause_under_which_the_new_switch_dies_goes_back(tmp_path: Path, vms: int, request_: Request) -> None:
+    """What the run prepared is gone with that process: `resume`, which a paused run offers, would be refused."""
+    run = sim_run(tmp_path, vms)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "start_switch b" else None
+    assert run.begin().forward().state is RunState.PAUSED
+    first = len(run.world.calls) + 1
+
+    def die(name: str, count: int) -> None:
+        if count == first:
+            run.world.die("b")
+            run.control.ask(request_)
+
+    run.world.fault = die
+    told = report(run.resume().forward())
+    assert (told.outcome, told.reason) == ("restored", "SWITCH_DIED")
+    disarm(run)
+    settled(run.world, "a")

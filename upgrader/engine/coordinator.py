@@ -17,7 +17,7 @@ from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
 from upgrader.core.takeover import TakeoverPolicy
 from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
-from upgrader.engine.run import Engine
+from upgrader.engine.run import Engine, standby_lost
 from upgrader.engine.vigil import Vigil
 from upgrader.ports import Host, Journal, Watcher
 from upgrader.steps import Context
@@ -185,13 +185,8 @@ class Coordinator:
 
     def _require_same_standby(self, view: RunView, plan: Plan, setup: Setup) -> None:
         """What the run prepared in the new switch is gone with that process."""
-        started = next(
-            (s.data.get("pid") for p, s in zip(plan.steps, view.steps, strict=True)
-             if p.kind is StepKind.START_STANDBY and s.state is StepState.DONE),
-            None,
-        )  # fmt: skip
         runs = setup.host.processes.status(setup.slots[plan.target]).vswitchd_pid
-        if started is not None and runs != started:
+        if (started := standby_lost(view, plan, runs)) is not None:
             raise BlockedError(
                 "STANDBY_IS_ANOTHER",
                 f"the switch of slot {plan.target} that this run started (pid {started}) "

@@ -131,6 +131,10 @@ class Engine:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
         if any(slot is None for _, slot in self._context.owners()):
             return self._needs_operator("SWITCH_DIED")
+        if standby_lost(self.view, self._plan, self._context.pid(self._context.target)) is not None:
+            # nobody could go on from here
+            alone = self._context.pid(self._context.source) is not None
+            return self._back("SWITCH_DIED") if alone else self._needs_operator("SWITCH_DIED")
         # a run may begin where QEMU has moved VMs since the last one: until the window their traffic is where it was
         before_window = any(
             step.kind is StepKind.OPEN_WINDOW and seen.state is StepState.PENDING
@@ -256,6 +260,18 @@ class Engine:
         self.view = view
         with suppress(OSError, ValueError):  # a terminal that is gone must not hold up a VM
             self._watch(view, event)
+
+
+def standby_lost(view: RunView, plan: Plan, runs: int | None) -> int | None:
+    """Pid of the new switch that the run started, where that does not run any more: what the run prepared in it is gone.
+
+    `runs`: pid of the switch that is in its slot now, None where there is none.
+    """
+    for step, seen in zip(plan.steps, view.steps, strict=True):
+        if step.kind is StepKind.START_STANDBY and seen.state is StepState.DONE:
+            pid = seen.data.get("pid")
+            return pid if isinstance(pid, int) and pid != runs else None
+    return None
 
 
 def _error(error: Exception) -> dict[str, object]:

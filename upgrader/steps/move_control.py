@@ -21,7 +21,7 @@ class MoveControl:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        return _hand_over(context, context.source, context.target)
+        return hand_control(context, context.source, context.target)
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         """With one side only, and whoever was connected to the old switch is connected to the new one."""
@@ -44,10 +44,10 @@ class MoveControl:
         """The same the other way; where the old switch is gone, control stays where it can be exerted."""
         if not _alive(context, context.source):
             return {"kept": context.target.name}
-        return _hand_over(context, context.target, context.source)
+        return hand_control(context, context.target, context.source)
 
 
-def _hand_over(context: Context, giver: Slot, taker: Slot) -> Data:
+def hand_control(context: Context, giver: Slot, taker: Slot) -> Data:
     """From one slot to the other. Idempotent, and goes on where one that was cut off left it.
 
     The giver lets go before the last copy, so that nothing is written after it, and the taker takes up after it.

@@ -26,7 +26,7 @@ class Promote:
             )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        return _hand_names(context, context.source, context.target)
+        return hand_names(context, context.source, context.target)
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         require_names(context)
@@ -41,7 +41,7 @@ class Promote:
                 state=f"tools and clients reach slot {context.target.name}",
                 next=f"upgrade --host localhost --restore {context.target.name}",
             )
-        return _hand_names(context, context.target, context.source)
+        return hand_names(context, context.target, context.source)
 
 
 def require_names(context: Context) -> None:
@@ -64,7 +64,7 @@ def bridges_of(context: Context, slot: Slot) -> list[str]:
     return [b.name for b in context.host.database.read(slot).bridges]
 
 
-def _hand_names(context: Context, old: Slot, new: Slot) -> Data:
+def hand_names(context: Context, old: Slot, new: Slot) -> Data:
     """Names first: a client that is sent away looks for the database by its name at once."""
     host = context.host
     host.well_known.point_to(new.name, bridges_of(context, new))

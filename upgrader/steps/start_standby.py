@@ -5,6 +5,8 @@ from __future__ import annotations
 from upgrader.core.errors import StepError
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+from upgrader.steps.move_control import hand_control
+from upgrader.steps.promote import hand_names
 
 
 class StartStandby:
@@ -24,6 +26,7 @@ class StartStandby:
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         host, source, target = context.host, context.source, context.target
+        reclaimed = _reclaim(context)
         host.processes.stop(target)
         host.resources.remove(target.db_file)  # of an earlier run: the new one has the schema of its version
         host.processes.start_database(target)
@@ -32,7 +35,7 @@ class StartStandby:
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
         host.resources.copy_addresses(source, target, [b.name for b in facts.bridges])
-        return {"pid": pid}
+        return {"pid": pid, "reclaimed": reclaimed}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         context.target_pid()
@@ -48,8 +51,29 @@ class StartStandby:
                 next=f"tail {context.source.rundir / 'ovs-vswitchd.log'}",
             )
         _require_idle(context)
+        reclaimed = _reclaim(context)
         context.host.processes.stop(context.target)
-        return {}
+        return {"reclaimed": reclaimed}
+
+
+def _reclaim(context: Context) -> list[str]:
+    """What the slot has from an earlier run goes to the old switch, which serves the VMs: controllers, names, traffic.
+
+    So it is where a switch that was kept standing by was left alone by the death of the one in charge. Returns what was
+    brought back.
+    """
+    host, source, target = context.host, context.source, context.target
+    found = []
+    if not host.database.in_control(source):
+        hand_control(context, target, source)
+        found.append("control")
+    if host.well_known.current() == target.name:
+        hand_names(context, target, source)
+        found.append("names")
+    if any(rule.targets != (source.name,) for rule in host.steering.rules()):
+        context.steer_to_owners()
+        found.append("traffic")
+    return found
 
 
 def _require_idle(context: Context) -> None:
