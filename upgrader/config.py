@@ -32,7 +32,7 @@ class SlotConfig(_Section):
     prefix: Path = Field(description="where its OVS is installed")
     rundir: Path = Field(description="directory of its sockets, pid files, database and logs")
     netns: str | None = Field(default=None, description="its network namespace, another one than the other slot's")
-    vf: str = Field(description="netdev of its VF in that namespace")
+    vf: str = Field(description="netdev of its VF in that namespace, or PCI address of a VF bound to vfio-pci")
     representor: str | None = Field(
         default=None, description="netdev beside the PF through which steering reaches the VF"
     )
@@ -73,6 +73,11 @@ class NicConfig(_Section):
         default=None,
         description="ethtool: what steering in software on the PF takes, to each slot's representor there: what arrives "
         "in the gap of a rule's turn, or all of the overlay while a window is open; none: what arrives is lost",
+    )
+    probe_from: tuple[str, ...] = Field(
+        default=(),
+        description="words behind which a command runs on another host of the fabric, which is made to send a probe "
+        'whenever a rule of the NIC is turned, and by `nic probe`: e.g. ["ssh", "-o", "BatchMode=yes", "hv2"]',
     )
 
     @model_validator(mode="after")

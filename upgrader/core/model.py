@@ -26,7 +26,7 @@ class Slot:
     prefix          where its OVS is installed: sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…
     rundir          control sockets, pid files, database, logs; the `vhost` folder holds the standby sockets
     netns           named network namespace of its own, None for the host's
-    vf              netdev of its VF as seen inside `netns`
+    vf              netdev of its VF as seen inside `netns`, or the PCI address of one that is bound to vfio-pci
     representor     netdev on the host's side through which steering reaches the VF, None where the NIC needs none
     uplink          name of the OVS interface that stands on the VF; the same in both slots
     devargs         DPDK device arguments of that interface
