@@ -71,7 +71,9 @@ class OverlayProbe:
                 process.stdin.close()
             readable, _, _ = select.select([process.stdout], [], [], _START_S)
             if not readable or not os.read(process.stdout.fileno(), 1):
-                raise self._error(f"{gate.paste(argv)} sends nothing", f"{gate.paste(argv)} </dev/null   (it has to end well)")
+                raise self._error(
+                    f"{gate.paste(argv)} sends nothing", f"{gate.paste(argv)} </dev/null   (it has to end well)"
+                )
             yield
         finally:
             with suppress(ProcessLookupError):
