@@ -35,7 +35,9 @@ def newer_qemu() -> tuple[str, Path]:
     """Version of the QEMU in the backports of this Debian, and the folder it is unpacked in. Raises CommandError."""
     found = sorted(nic_guest.CACHE.glob("qemu-*/usr/bin/qemu-system-x86_64"))
     if not found:
-        shown = gate.run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"]).stdout
+        shown = gate.run(
+            ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"]
+        ).stdout
         archive, codename = next(line.split() for line in shown.splitlines() if not re.search(r"\w-", line.split()[1]))
         apt = nic_guest.CACHE / "apt"
         for folder in ("lists/partial", "cache/archives/partial", "deb"):
