@@ -101,6 +101,11 @@ class HostConfig(_Section):
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
     )
+    catch_port: str | None = Field(
+        default=None,
+        description="OVS interface by which a switch is given what nic.catch takes, the same in both slots: its netdev "
+        "has one name in both slots' namespaces, and leads to the slot's representor",
+    )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Field(default=Path("/run/ovs-upgrade.lock"), description="held while a coordinator runs")
     journal: Path = Field(default=Path("/var/lib/ovs-upgrade/journal.db"), description="what became of every run")
@@ -233,6 +238,10 @@ class Config(_Section):
             )
         if a.vf == b.vf:
             raise ValueError(f"slots.a.vf and slots.b.vf are the same ({a.vf}): each slot needs a VF of its own")
+        if self.nic.catch and not self.host.catch_port:
+            raise ValueError(
+                "nic.catch needs host.catch_port: the OVS interface by which each switch gets what is caught"
+            )
         return self
 
     def run_policy(self) -> Policy:
@@ -269,6 +278,7 @@ class Config(_Section):
             socket_mem_mib=c.socket_mem_mib,
             dpdk_extra=c.dpdk_extra,
             env=tuple(sorted(c.env.items())),
+            catch_port=self.host.catch_port,
         )
 
 

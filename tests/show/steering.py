@@ -85,7 +85,9 @@ def model() -> Iterator[Item]:
     """The modelled X710: its traps, whole runs, a dead coordinator, and rules of others."""
     yield suite("X710's traps, each handled (modelled, not run on hardware)", X710[:1], least=20, only="")
     only = "set_before or was_reset or mistaken or behind_all"
-    yield suite("VFs: set, opened, then programmed; anew after a reset; the dead one stopped", X710[1:], least=4, only=only)
+    yield suite(
+        "VFs: set, opened, then programmed; anew after a reset; the dead one stopped", X710[1:], least=4, only=only
+    )
     yield suite("room for rules counted before a run", [*X710, CHOICE], least=3, only="room_is_counted")
     yield suite("turns verified by counters and by a probe", X710[:1], least=4, only="probe or counters or broadcasts")
     yield suite("whole upgrades on it", X710[1:], least=11, only="not dies_between")

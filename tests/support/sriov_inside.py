@@ -69,6 +69,8 @@ def bound() -> tuple[str, str, dict[SlotName, str]]:
 def attributes(pf: str) -> None:
     """VF attributes on a real driver, by our adapter, read back by iproute2."""
     gate.run(["ip", "link", "set", pf, "up"])
+    for n in (0, 1):  # this driver gives them none, and a VF without is not let in
+        gate.run(["ip", "link", "set", pf, "vf", str(n), "mac", f"02:09:00:00:01:0{n}"])
     adapter = Vfs(pf, None)
     changed = [adapter.prepare(n) for n in (0, 1)]
     again = [adapter.prepare(n) for n in (0, 1)]
@@ -102,6 +104,7 @@ def lab_on(lab: LabSpec, pf: str, wire: str, vfs: dict[SlotName, str]) -> Iterat
             keys = made["slots"][slot]
             keys |= {"vf": address, "devargs": address}
             keys["dpdk_extra"] = keys["dpdk_extra"].replace("--no-pci", f"-a {address}")
+        made["host"]["catch_port"] = "in0"
         made["policy"]["ready_timeout_s"] = 300.0
         return made
 
