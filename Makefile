@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-qemu patches-check clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-sriov check-qemu patches-check clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,7 +71,10 @@ show-replication: stack ## all that replication must show; PARTS="equal corpus f
 check-flower: venv ## steering by tc flower, in a guest whose kernel has it (downloads 70 MB once)
 	$(PY) -m tests.support.nic_guest
 
-show-steering: venv ## all that steering must show; PARTS="contract runs flower encoding model turns traffic claims"
+check-sriov: stack ## an upgrade between two VFs of a NIC that QEMU emulates, in a guest (downloads 100 MB once)
+	$(PY) -m tests.support.sriov_guest
+
+show-steering: stack ## all that steering must show; PARTS="contract runs flower encoding model commands turns traffic sriov claims"
 	$(PY) -m tests.show.steering $(PARTS)
 
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4

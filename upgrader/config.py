@@ -32,7 +32,7 @@ class SlotConfig(_Section):
     prefix: Path = Field(description="where its OVS is installed")
     rundir: Path = Field(description="directory of its sockets, pid files, database and logs")
     netns: str | None = Field(default=None, description="its network namespace, another one than the other slot's")
-    vf: str = Field(description="netdev of its VF in that namespace")
+    vf: str = Field(description="netdev of its VF in that namespace, or PCI address of a VF bound to vfio-pci")
     representor: str | None = Field(
         default=None, description="netdev beside the PF through which steering reaches the VF"
     )
@@ -74,6 +74,11 @@ class NicConfig(_Section):
         description="ethtool: what steering in software on the PF takes, to each slot's representor there: what arrives "
         "in the gap of a rule's turn, or all of the overlay while a window is open; none: what arrives is lost",
     )
+    probe_from: tuple[str, ...] = Field(
+        default=(),
+        description="words behind which a command runs on another host of the fabric, which is made to send a probe "
+        'whenever a rule of the NIC is turned, and by `nic probe`: e.g. ["ssh", "-o", "BatchMode=yes", "hv2"]',
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> NicConfig:
@@ -95,6 +100,11 @@ class HostConfig(_Section):
     libvirt_uri: str = Field(default="qemu:///system", description="libvirt that runs the VMs")
     uplink: str = Field(
         default="uplink0", description="OVS interface that stands on the VF, the same name in both slots"
+    )
+    catch_port: str | None = Field(
+        default=None,
+        description="OVS interface by which a switch is given what nic.catch takes, the same in both slots: its netdev "
+        "has one name in both slots' namespaces, and leads to the slot's representor",
     )
     vni_external_id: str = Field(default="vni", description="key of Interface.external_ids that holds the VM's VNI")
     lock: Path = Field(default=Path("/run/ovs-upgrade.lock"), description="held while a coordinator runs")
@@ -228,6 +238,10 @@ class Config(_Section):
             )
         if a.vf == b.vf:
             raise ValueError(f"slots.a.vf and slots.b.vf are the same ({a.vf}): each slot needs a VF of its own")
+        if self.nic.catch and not self.host.catch_port:
+            raise ValueError(
+                "nic.catch needs host.catch_port: the OVS interface by which each switch gets what is caught"
+            )
         return self
 
     def run_policy(self) -> Policy:
@@ -264,6 +278,7 @@ class Config(_Section):
             socket_mem_mib=c.socket_mem_mib,
             dpdk_extra=c.dpdk_extra,
             env=tuple(sorted(c.env.items())),
+            catch_port=self.host.catch_port,
         )
 
 

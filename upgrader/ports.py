@@ -207,6 +207,9 @@ class Steering(Protocol):
     def failover(self, slot: SlotName) -> None:
         """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
 
+    def fence(self, slot: SlotName) -> None:
+        """Stop the VF of a switch that is dead, where the NIC can; `prepare` lifts it. It takes up to 300 ms."""
+
     def rules(self) -> tuple[SteeringRule, ...]: ...
     def arrived(self) -> dict[SlotName, int]:
         """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
@@ -217,7 +220,9 @@ class Resources(Protocol):
 
     def hugepages(self) -> tuple[HugepagePool, ...]: ...
     def netns_exists(self, netns: str | None) -> bool: ...
-    def netdev_exists(self, netns: str | None, name: str) -> bool: ...
+    def vf_exists(self, netns: str | None, vf: str) -> bool:
+        """A slot's VF: a netdev in its namespace, or a PCI device that is bound to vfio-pci."""
+
     def listen(self, path: Path) -> int:
         """Bind and listen on a unix socket for one peer; returns the descriptor. The folder must be 0700."""
 

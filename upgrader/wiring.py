@@ -13,6 +13,7 @@ from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.journal import SqliteJournal
 from upgrader.adapters.libvirt_qmp import LibvirtQmp
 from upgrader.adapters.ofctl import Ofctl
+from upgrader.adapters.overlay_probe import OverlayProbe
 from upgrader.adapters.ovsdb import Ovsdb
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.slot_systemd import SlotSystemd
@@ -123,7 +124,16 @@ def steering(config: Config) -> Steering:
         nic.location,
         catch=_software(config) if nic.catch else None,
         detour=nic.catch == "window",
+        probe=probe(config),
     )
+
+
+def probe(config: Config) -> OverlayProbe | None:
+    """Who sends packets of the overlay to this host when asked; None where nobody was named."""
+    nic = config.nic
+    if not nic.probe_from:
+        return None
+    return OverlayProbe(nic.probe_from, nic.pf, nic.netns, nic.vxlan_port, _underlay(config))
 
 
 def _software(config: Config) -> TcU32:

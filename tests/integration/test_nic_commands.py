@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fake_nic import FakeNic, build_shim
-from tests.support.steer_bench import Nic, build_generator, software, veth_nic
+from tests.support.fake_nic import KERNEL, VFS, FakeNic, build_shim
+from tests.support.steer_bench import Nic, WiredVfs, Wiring, build_generator, software, veth_nic
 from upgrader.adapters import gate
+from upgrader.adapters.ethtool import Ethtool
+from upgrader.adapters.ethtool_ioctl import EthtoolDevice
+from upgrader.adapters.overlay_probe import OverlayProbe
+from upgrader.core.errors import HostError
+from upgrader.core.tc import Underlay
 from upgrader.sim.facts import vm_port
 
 pytestmark = pytest.mark.integration
@@ -109,6 +115,62 @@ def test_probe_says_who_gets_it_and_whether_it_was_seen(nic: Nic, tmp_path: Path
     assert code == 3
     assert "slot a and slot b" in out
     assert "NOT_SEEN_TO_ARRIVE" in err
+
+
+@contextmanager
+def across_the_wire(nic: Nic) -> Iterator[list[str]]:
+    """Addresses on the PF and on the wire's other end, which is a host of its own; words that run a command there."""
+    far = f"{nic.netns}-far"
+    gate.run(["ip", "netns", "add", far])
+    try:
+        gate.run(["ip", "-n", nic.netns, "link", "set", "wire", "netns", far])
+        for netns, name, last in ((nic.netns, "pf0", 1), (far, "wire", 2)):
+            gate.run(["ip", "-n", netns, "addr", "add", f"10.9.0.{last}/24", "dev", name])
+            gate.run(["ip", "-n", netns, "link", "set", name, "up"])
+        mac = json.loads(gate.run(["ip", "-n", nic.netns, "-json", "link", "show", "pf0"]).stdout)[0]["address"]
+        gate.run(["ip", "-n", far, "neigh", "add", "10.9.0.1", "lladdr", mac, "dev", "wire"])
+        yield ["ip", "netns", "exec", far]
+    finally:
+        gate.run(["ip", "netns", "del", far])
+
+
+def test_probe_has_another_host_send(nic: Nic, tmp_path: Path) -> None:
+    port = vm_port(1)
+    steering = software(nic)
+    steering.steady("a")
+    steering.open_window([(port, "b")])
+    with across_the_wire(nic) as command:
+        path = config(tmp_path, nic, f"probe_from = {json.dumps(command)}")
+        ask = ("nic", "probe", "--vni", "100", "--mac", port.mac, "--json")
+        code, out, err = upgrade(path, *ask)
+        assert code == 0, err
+        assert result(out)["verdict"] == "arrives as set"
+        assert result(out)["arrived"]["a"] == 0
+        steering.move_vm(port, ("a",))
+        assert result(upgrade(path, *ask)[1])["by_rules"] == ["a"]
+        path = config(tmp_path, nic, 'probe_from = ["false"]')
+        code, _, err = upgrade(path, *ask)
+        assert (code, "PROBE_FAILED" in err, "state: steering was not changed" in err) == (1, True, True)
+        gate.run(["ip", "-n", nic.netns, "addr", "flush", "dev", "pf0"])
+        assert "pf0 has no address" in upgrade(path, *ask)[2]
+
+
+def test_a_turned_rule_is_verified_by_what_another_host_sends(tmp_path: Path) -> None:
+    """On a NIC on which nothing else flows: real packets, real counters, a modelled X710's rule."""
+    fake = FakeNic(tmp_path / "nic", build_shim(tmp_path), out_of_tree=True)
+    with veth_nic("probe", wired=True) as nic, across_the_wire(nic) as command:
+        Wiring(nic, fake)
+        probe = OverlayProbe(command, "pf0", nic.netns, 4789, Underlay.IPV4)
+        device = EthtoolDevice("pf0", None, fake.ioctl)
+        steering = Ethtool(device, WiredVfs(fake, nic), VFS, 4789, 100, probe=probe, kernel_release=KERNEL)
+        steering.steady("a")
+        before = steering.arrived()
+        steering.steady("b")
+        assert steering.arrived()["b"] >= before["b"] + 50
+        fake.set(drop_next=1)
+        with pytest.raises(HostError, match="by the VFs' counters nothing arrives"):
+            steering.steady("a")
+        assert fake.target(4789) == VFS["b"]
 
 
 def test_a_modelled_x710_by_its_own_rules(nic: Nic, tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ def test_contract_a_failover_takes_everything_along(steering: Steering) -> None:
     for _ in range(2):
         steering.failover("b")
         assert table(steering) == {(None, None): {"b"}}
+    for _ in range(2):
+        steering.fence("a")
+        assert table(steering) == {(None, None): {"b"}}
     steering.prepare("a")
     steering.open_window([(p, "b") for p in ports])
     if steering.capabilities().dual_delivery:
@@ -164,7 +167,7 @@ FOREIGN = st.builds(
 )
 VERBS = st.lists(
     st.tuples(
-        st.sampled_from(("steady", "anew", "open", "move", "both", "close", "failover", "prepare")),
+        st.sampled_from(("steady", "anew", "open", "move", "both", "close", "failover", "fence", "prepare")),
         st.sampled_from(("a", "b")),
     ),
     min_size=1,
@@ -202,6 +205,8 @@ def test_filters_of_others_are_never_touched(
                     steering.close_window(slot)
                 case "failover":
                     steering.failover(slot)
+                case "fence":
+                    steering.fence(slot)
                 case "prepare":
                     steering.prepare(slot)
         except HostError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.bench import bench_steering as bench
 from tests.show.items import OUT, ROOT, Item, show
-from tests.support import nic_guest, steer_bench
+from tests.support import nic_guest, sriov_guest, steer_bench
 from tests.support.steer_bench import GAP_US, RATE_PPS
 from tests.support.steering_rigs import ADAPTERS
 from upgrader.adapters import gate
@@ -28,7 +28,9 @@ CONTRACT = "tests/integration/test_steering.py"
 RUNS = "tests/integration/test_steering_runs.py"
 BYTES = ("tests/integration/test_nfc_bytes.py",)
 TC_BYTES = "tests/integration/test_tc_bytes.py"
+CHOICE = "tests/unit/test_steering_choice.py"
 X710 = ("tests/unit/test_x710.py", "tests/unit/test_run_x710.py")
+COMMANDS = ("tests/integration/test_nic_commands.py",)
 HERE = tuple(a for a in ADAPTERS if not a.startswith("tc_flower"))  # this kernel has no flower
 FLOWER_TESTS = 44
 TURN_LIMIT_US = 50
@@ -82,9 +84,26 @@ def encoding() -> Iterator[Item]:
 def model() -> Iterator[Item]:
     """The modelled X710: its traps, whole runs, a dead coordinator, and rules of others."""
     yield suite("X710's traps, each handled (modelled, not run on hardware)", X710[:1], least=20, only="")
-    yield suite("whole upgrades on it", X710[1:], least=6, only="not dies_between")
+    only = "set_before or was_reset or mistaken or behind_all"
+    yield suite(
+        "VFs: set, opened, then programmed; anew after a reset; the dead one stopped", X710[1:], least=4, only=only
+    )
+    yield suite("room for rules counted before a run", [*X710, CHOICE], least=3, only="room_is_counted")
+    yield suite("turns verified by counters and by a probe", X710[:1], least=4, only="probe or counters or broadcasts")
+    yield suite("whole upgrades on it", X710[1:], least=11, only="not dies_between")
     yield suite("coordinator dead between two rules, mended to either side", X710[1:], least=12, only="dies_between")
     yield suite("rules of others never touched (property tests)", X710[:1], least=2, only="never_touched or stays")
+
+
+def commands() -> Iterator[Item]:
+    """What an operator has: `upgrade nic show`, `check` and `probe`, as processes."""
+    yield suite("upgrade nic show, check", COMMANDS, least=3, only="show_and_check or x710 or refused")
+    yield suite("upgrade nic probe, and a probe sent across a wire", COMMANDS, least=3, only="probe or verified")
+
+
+def sriov() -> Iterator[Item]:
+    """An upgrade between two VFs of an emulated NIC, DPDK on each."""
+    yield from sriov_guest.items()
 
 
 def turns() -> Iterator[Item]:
@@ -170,8 +189,10 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "flower": flower,
     "encoding": encoding,
     "model": model,
+    "commands": commands,
     "turns": turns,
     "traffic": traffic,
+    "sriov": sriov,
     "claims": claims,
 }
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,24 +145,41 @@ class FakeNic:
 
 
 class FakeVfs:
-    """VFs as `adapters.vf.Vfs` shows them, of a fake NIC; changes reset them as on an i40e, spoofchk aside."""
+    """VFs as `adapters.vf.Vfs` shows them, of a fake NIC; changes reset them as on an i40e, spoofchk aside.
+
+    history  what befell them, in order
+    """
 
     def __init__(self, nic: FakeNic) -> None:
         self._nic = nic
         self.prepared: set[int] = set()
         self.fenced: set[int] = set()
         self.packets = {0: 0, 1: 0}
+        self.history: list[tuple[str, int | None]] = []
 
     def prepare(self, vf: int) -> tuple[str, ...]:
         if vf in self.prepared and vf not in self.fenced:
             return ()
         self.prepared.add(vf)
         self.fenced.discard(vf)
-        self._nic.reset_vf(vf)
+        self._reset("prepared", vf)
         return ("trust",)
 
     def fence(self, vf: int) -> None:
         self.fenced.add(vf)
+        self._reset("fenced", vf)
+
+    def opened(self, vf: int) -> None:
+        """By a switch that starts."""
+        self._reset("opened", vf)
+
+    def closed(self, vf: int) -> None:
+        """By a switch that ends, however."""
+        self._reset("closed", vf)
+
+    def _reset(self, why: str, vf: int) -> None:
+        self.history.append((why, vf))
+        self.packets[vf] = 0
         self._nic.reset_vf(vf)
 
     def received(self, vf: int) -> int:
@@ -174,6 +192,23 @@ class FakeVfs:
             self.packets[vf] += count
 
 
+class FakeProbe:
+    """Another host that sends packets of the overlay, as `adapters.overlay_probe` makes one."""
+
+    def __init__(self) -> None:
+        self.rate_pps = 0
+        self.probes = 0
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        self.probes += 1
+        self.rate_pps = 1000
+        try:
+            yield
+        finally:
+            self.rate_pps = 0
+
+
 def x710(
     nic: FakeNic,
     vfs: FakeVfs | None = None,
@@ -182,9 +217,20 @@ def x710(
     detour: bool = False,
     location: int = 100,
     rate_pps: int = 0,
+    probe: FakeProbe | None = None,
+    broadcasts: int = 0,
 ) -> Ethtool:
-    """The adapter on a fake NIC; while it waits, packets of the overlay come at that rate."""
+    """The adapter on a fake NIC; while it waits, packets of the overlay come at that rate, and those of a probe that sends.
+
+    broadcasts  packets that each VF is given at each wait, whatever the rules are
+    """
     given = vfs or FakeVfs(nic)
+
+    def wait(seconds: float) -> None:
+        given.send(int(seconds * (rate_pps + (probe.rate_pps if probe else 0))))
+        for vf in given.packets:
+            given.packets[vf] += broadcasts
+
     return Ethtool(
         EthtoolDevice("pf0", None, nic.ioctl),
         given,
@@ -193,6 +239,7 @@ def x710(
         location,
         catch=catch,
         detour=detour,
+        probe=probe,
         kernel_release=KERNEL,
-        sleep=lambda seconds: given.send(int(seconds * rate_pps)),
+        sleep=wait,
     )

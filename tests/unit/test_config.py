@@ -84,6 +84,7 @@ def test_a_slot_started_under_the_well_known_names_has_a_folder_of_its_own(tmp_p
         ('pf = "eth0"', 'pf = "eth0"\nunderlay = "ipv6"\nadapter = "ethtool"\nvfs = {a = 0, b = 1}', "in IPv4 only"),
         ('pf = "eth0"', 'pf = "eth0"\nadapter = "ethtool"\nvfs = {a = 1, b = 1}', "nic.vfs"),
         ('pf = "eth0"', 'pf = "eth0"\ncatch = "all"', "'gap' or 'window'"),
+        ('pf = "eth0"', 'pf = "eth0"\ncatch = "gap"', "host.catch_port"),
         ('pf = "eth0"', 'pf = "eth0"\nvxlan_port = 70000', "less than or equal to 65535"),
         ('rundir = "/run/ovs-b"', 'rundir = "/run/openvswitch"', "two switches would collide"),
         ('rundir = "/run/ovs-b"', 'rundir = "/run/openvswitch/slot-a"', "two switches would collide"),

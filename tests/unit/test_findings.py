@@ -39,6 +39,20 @@ def with_interface(kind: str) -> HostFacts:
     return host_facts(switch=replace(sound, interfaces=(*sound.interfaces, more)))
 
 
+def test_a_port_for_what_is_caught_is_in_both_slots() -> None:
+    """Its netdev has one name in two namespaces; any other device only one switch can have."""
+    found = with_interface("dpdk")
+    target = found.slot("b")
+    catching = replace(found, slots=(found.slot("a"), replace(target, slot=replace(target.slot, catch_port="x0"))))
+    assert find(catching) == ()
+    assert codes(
+        replace(catching, slots=(found.slot("a"), replace(target, slot=replace(target.slot, catch_port="x1"))))
+    ) == [
+        "CATCH_PORT_MISSING",
+        "INTERFACE_NOT_SHARED",
+    ]
+
+
 def test_a_sound_host_has_no_findings() -> None:
     assert find(host_facts()) == ()
 

@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_nic import VFS, FakeNic, FakeVfs, build_shim, x710
-from tests.support.runs import new_engine
+from tests.support.runs import SimRun, new_engine, sim_run, watch
 from upgrader.adapters.ethtool import Ethtool
+from upgrader.adapters.ethtool_ioctl import EthtoolDevice
+from upgrader.core import i40e
 from upgrader.core import plan as planning
+from upgrader.core.lifecycle import RunState
 from upgrader.core.model import Slot, SlotName
-from upgrader.core.plan import Plan
+from upgrader.core.nfc import Flow, rule, to_vf
+from upgrader.core.plan import Plan, PlanKind
 from upgrader.core.report import RunReport
 from upgrader.core.report import report as report_of
+from upgrader.engine.coordinator import make_plan
 from upgrader.engine.facts import gather
 from upgrader.ports import Host
 from upgrader.sim.host import SimSteering, World, make
+from upgrader.sim.processes import SimProcesses
 
 RATE_PPS = 1000
 ACCEPT = ("STEERING_UNPROVEN",)
@@ -53,6 +59,27 @@ class X710Host:
         return [r.targets for r in self.host.steering.rules()]
 
 
+def used_by_switches(world: World, nic: FakeNic, vfs: FakeVfs) -> SimProcesses:
+    """Switches that open their VF when they start, and close it when they end; the NIC resets it both times."""
+    die = world.die
+
+    def dies(name: SlotName) -> None:
+        if world.pids[name] is not None:
+            vfs.closed(VFS[name])
+        die(name)
+
+    class Opening(SimProcesses):
+        def start_switch(self, slot: Slot, timeout_s: float = 60.0) -> int:
+            if VFS[slot.name] not in vfs.prepared or VFS[slot.name] in vfs.fenced:
+                world.trouble.append(f"slot {slot.name}'s switch opened a VF that was not prepared")
+            vfs.opened(VFS[slot.name])
+            return super().start_switch(slot, timeout_s)
+
+    world.die = dies  # type: ignore[method-assign]
+    nic.on_change = lambda: vfs.history.append(("a rule is turned to", nic.target(4789)))
+    return Opening(world)
+
+
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shim(tmp_path_factory.mktemp("shim"))
@@ -72,7 +99,8 @@ def x710_host(tmp_path: Path, shim: Path) -> Made:
         for slot in VFS:
             steering.prepare(slot)
         steering.steady("a")
-        return X710Host(world, replace(host, steering=steering), slots, nic, vfs)
+        processes = used_by_switches(world, nic, vfs)
+        return X710Host(world, replace(host, steering=steering, processes=processes), slots, nic, vfs)
 
     return build
 
@@ -89,6 +117,108 @@ def test_a_whole_port_run(x710_host: Made) -> None:
     assert set(made.world.owners().values()) == {"b"}
     assert made.world.trouble == []
     assert made.nic.target(4789) == VFS["b"]
+
+
+def test_a_vf_is_set_before_its_switch_opens_it_and_programmed_after(x710_host: Made) -> None:
+    """Either of the first two resets it, and a rule from before that would point to nobody."""
+    made = x710_host()
+    made.vfs.prepared.discard(VFS["b"])  # as it comes from the driver
+    made.vfs.history.clear()
+    assert made.run(made.plan()).outcome == "done"
+    assert made.vfs.history == [
+        ("prepared", VFS["b"]),
+        ("opened", VFS["b"]),
+        ("a rule is turned to", VFS["b"]),
+        ("closed", VFS["a"]),
+    ]
+    assert made.world.trouble == []
+
+
+def test_room_is_counted_before_a_run(x710_host: Made) -> None:
+    """The table is full of somebody else's: the plan says so, and names the command that shows whose."""
+    made = x710_host()
+    device = EthtoolDevice("pf0", None, made.nic.ioctl)
+    for address in range(1, 401):
+        device.insert(rule(Flow.IP4, to_vf(0, 0), 100 + address, dst_ip=address, user_def=i40e.cloud()))
+    before = made.nic.programmed()
+    (found,) = made.plan().blocking
+    assert found.code == "STEERING_TABLE_FULL"
+    assert "steering needs 1 rules for 3 VMs, the NIC has room for 0" in found.what
+    assert made.nic.programmed() == before
+    device.delete(101)
+    assert made.plan().blocking == ()
+
+
+def kept(made: X710Host, tmp: Path) -> SimRun:
+    """A coordinator that looks after that host, as the daemon does."""
+    run = sim_run(tmp / "run", 3)
+    run.world = made.world
+    run.setup = replace(run.setup, host=made.host, slots=made.slots)
+    run.again()
+    return run
+
+
+def test_a_vf_that_was_reset_is_programmed_again(x710_host: Made, tmp_path: Path) -> None:
+    """The serving switch was started anew, by hand or by its supervisor: its VF is another target to the NIC."""
+    made = x710_host()
+    run = kept(made, tmp_path)
+    run.coordinator.keep()
+    inserts = made.nic.count("inserts")
+    run.coordinator.keep()
+    assert made.nic.count("inserts") == inserts  # nothing is wrong, nothing is touched
+    made.vfs.closed(VFS["a"])
+    assert made.nic.target(4789) is None
+    run.coordinator.keep()
+    assert made.nic.target(4789) == VFS["a"]
+    made.vfs.send(100)
+    run.coordinator.keep()
+    inserts = made.nic.count("inserts")
+    made.vfs.packets[VFS["a"]] = 3  # reset, and has got some since: the driver still shows the rule as it was
+    run.coordinator.keep()
+    assert made.nic.count("inserts") == inserts + 1
+    run.coordinator.keep()
+    assert made.nic.count("inserts") == inserts + 1
+
+
+def test_a_run_is_not_mistaken_for_a_reset(x710_host: Made, tmp_path: Path) -> None:
+    """Whose rule it left right is not turned once more, with a gap."""
+    made = x710_host()
+    made.vfs.send(100)
+    run = kept(made, tmp_path)
+    run.coordinator.keep()
+    assert run.begin().forward().state is RunState.DONE
+    inserts = made.nic.count("inserts")
+    run.coordinator.keep()
+    run.coordinator.keep()
+    assert made.nic.count("inserts") == inserts
+
+
+def test_the_dead_switchs_vf_is_stopped_behind_all_that_a_vm_waits_for(x710_host: Made, tmp_path: Path) -> None:
+    """The rule, the rings, then the fence, which may take 300 ms; and the next standby lifts it before it opens the VF."""
+    made = x710_host()
+    run = kept(made, tmp_path)
+    made.world.fails_over = False
+
+    def carry_out(kind: PlanKind) -> None:
+        made_plan = make_plan(run.setup, None, run.setup.policy, kind)[1]
+        assert run.coordinator.begin(made_plan, run.control, watch).forward().state is RunState.DONE
+
+    carry_out(PlanKind.ARM)
+    fence = made.vfs.fence
+
+    def fenced(vf: int) -> None:
+        assert set(made.world.owners().values()) == {"b"}
+        assert made.nic.target(4789) == VFS["b"]
+        fence(vf)
+
+    made.vfs.fence = fenced  # type: ignore[method-assign]
+    carry_out(PlanKind.TAKEOVER)
+    assert made.vfs.fenced == {VFS["a"]}
+    assert made.points_to() == [("b",)]
+    carry_out(PlanKind.ARM)
+    assert made.vfs.fenced == set()
+    assert made.nic.target(4789) == VFS["b"]
+    assert made.world.trouble == []
 
 
 def test_a_run_with_a_catch_or_a_detour(x710_host: Made) -> None:

@@ -93,6 +93,12 @@ def test_the_tests_it_selects_are_there() -> None:
         ([steering.RUNS], "dies_between and -tc_u32]", 2),
         ([steering.CONTRACT], "others and not flower", 4),
         ([*steering.X710[:1]], "never_touched or stays", 2),
+        ([*steering.X710[:1]], "probe or counters or broadcasts", 4),
+        ([*steering.X710[1:]], "set_before or was_reset or mistaken or behind_all", 4),
+        ([*steering.X710[1:]], "not dies_between", 11),
+        ([*steering.X710, steering.CHOICE], "room_is_counted", 3),
+        ([*steering.COMMANDS], "show_and_check or x710 or refused", 3),
+        ([*steering.COMMANDS], "probe or verified", 3),
     ):
         done = gate.run([*argv, "-k", only, *files], cwd=steering.ROOT, timeout_s=120, check=False)
         assert done.returncode == 0, done.stdout

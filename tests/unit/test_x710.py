@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.fake_nic import FakeNic, FakeVfs, build_shim, x710
+from tests.support.fake_nic import FakeNic, FakeProbe, FakeVfs, build_shim, x710
 from upgrader.adapters.ethtool import Ethtool
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e, nfc
@@ -66,6 +66,12 @@ def test_the_drivers_flavour(name: str, version: str, flavour: Flavour) -> None:
 
 
 class TestInTree:
+    def test_a_probe_finds_that_it_does_not_steer(self, in_tree: FakeNic) -> None:
+        with pytest.raises(HostError, match="nothing arrives") as caught:
+            x710(in_tree, probe=FakeProbe()).steady("a")
+        assert "goes to the PF" in caught.value.state
+        assert in_tree.programmed() == ()
+
     def test_it_never_gets_a_cloud_rule(self, in_tree: FakeNic) -> None:
         steering = x710(in_tree)
         steering.steady("a")
@@ -198,6 +204,10 @@ class TestOutOfTree:
         steering = x710(intel, vfs)
         steering.steady("a")
         steering.failover("b")
+        assert targets(steering) == [("b",)]
+        steering.fence("b")  # it is the one with the traffic: never
+        assert vfs.fenced == set()
+        steering.fence("a")
         assert vfs.fenced == {0}
         assert targets(steering) == [("b",)]
         steering.prepare("a")
@@ -211,7 +221,34 @@ class TestOutOfTree:
         steering = x710(intel, NoFence(intel))
         steering.steady("a")
         steering.failover("b")
+        steering.fence("a")
         assert targets(steering) == [("b",)]
+
+    def test_a_probe_shows_on_a_quiet_host_what_a_rule_does(self, intel: FakeNic) -> None:
+        """Nothing flows but what another host is made to send: a rule without effect is found, and the old one back."""
+        probe = FakeProbe()
+        steering = x710(intel, probe=probe)
+        steering.steady("a")
+        assert probe.probes == 1
+        intel.set(drop_next=1)
+        with pytest.raises(HostError, match="by the VFs' counters nothing arrives") as caught:
+            steering.steady("b")
+        assert caught.value.state == "overlay traffic goes to slot a as before"
+        assert intel.target(4789) == 0
+        steering.steady("b")
+        assert intel.target(4789) == 1
+        sent = probe.probes
+        steering.failover("a")  # no time for that
+        assert probe.probes == sent
+
+    def test_broadcasts_do_not_make_a_rule_look_right(self, intel: FakeNic) -> None:
+        """Each VF gets them: a packet a wait at the new slot is not the overlay's thousand a second."""
+        steering = x710(intel, rate_pps=1000, broadcasts=1)
+        steering.steady("a")
+        intel.set(drop_next=1)
+        with pytest.raises(HostError, match="by the VFs' counters"):
+            steering.steady("b")
+        assert intel.target(4789) == 0
 
     def test_the_whole_port_follows_the_majority(self, intel: FakeNic) -> None:
         steering = x710(intel)
@@ -262,7 +299,9 @@ MATCHES = st.one_of(
 )
 VERBS = st.lists(
     st.tuples(
-        st.sampled_from(("steady", "anew", "open", "move", "close", "failover", "prepare", "reset", "drop", "refuse")),
+        st.sampled_from(
+            ("steady", "anew", "open", "move", "close", "failover", "fence", "prepare", "reset", "drop", "refuse")
+        ),
         st.sampled_from(("a", "b")),
     ),
     max_size=12,
@@ -297,6 +336,8 @@ def test_rules_of_others_are_never_touched(
                         steering.close_window(slot)
                     case "failover":
                         steering.failover(slot)
+                    case "fence":
+                        steering.fence(slot)
                     case "prepare":
                         steering.prepare(slot)
                     case "reset":

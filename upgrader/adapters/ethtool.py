@@ -2,8 +2,8 @@
 
 Which rule depends on the driver (`core.i40e`). Rules for single VMs are not used: they miss broadcast, and the NIC does
 not hold them beside a rule for the port. Turning the rule is a delete and an add inside the driver; what arrives in
-between goes to the PF. A driver takes a rule before the hardware has it, and may be wrong; so where packets flow, the
-VFs' counters have to show them at the new slot, or the old rule is put back.
+between goes to the PF. A driver takes a rule before the hardware has it, and may be wrong; so where packets flow, or
+another host can be made to send some, the VFs' counters have to show them at the new slot, or the old rule is put back.
 
 With a `catch` (steering in software on the PF, `tc_u32`, to a port that each switch has there) nothing is lost to that
 gap. As a `detour` it serves the whole window: the NIC's rule is taken away, the overlay reaches the PF, and is steered
@@ -16,6 +16,7 @@ import errno
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn, Protocol
 
 import structlog
@@ -24,15 +25,16 @@ from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e
 from upgrader.core.errors import HostError
 from upgrader.core.i40e import Driver, Flavour
-from upgrader.core.model import SLOTS, NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort, other_slot
+from upgrader.core.model import SLOTS, NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
 from upgrader.core.nfc import RxRule
 from upgrader.core.steering import Arrival, judge, majority
 from upgrader.ports import Steering
 
 log = structlog.get_logger(__name__)
 
-_LISTEN_S, _LISTEN_PACKETS = 0.1, 50  # so many before a rule is turned, and silence afterwards is no chance
-_ARRIVE_S, _POLL_S = 2.0, 0.02  # and how soon they have to come to where it points
+# So many in that time before a rule is turned, and silence afterwards is no chance; fewer may be broadcasts.
+_LISTEN_S, _LISTEN_PACKETS = 0.1, 50
+_ARRIVE_S = 2.0  # and how soon they have to come to where it points
 
 
 class VirtualFunctions(Protocol):
@@ -43,6 +45,12 @@ class VirtualFunctions(Protocol):
     def received(self, vf: int) -> int: ...
 
 
+class Probe(Protocol):
+    """Another host that sends packets of the overlay to this one; see `adapters.overlay_probe`."""
+
+    def sending(self) -> AbstractContextManager[None]: ...
+
+
 class Ethtool:
     """Steering for one PF.
 
@@ -50,6 +58,7 @@ class Ethtool:
     location  place of our rule in the NIC's table; what stands there is ours, all other rules are not
     catch     steering in software on the same PF, or None
     detour    whether the catch takes the overlay while a window is open
+    probe     sends while a rule is turned, None where only what flows anyway can show where it goes
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class Ethtool:
         *,
         catch: Steering | None = None,
         detour: bool = False,
+        probe: Probe | None = None,
         kernel_release: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -72,6 +82,7 @@ class Ethtool:
         self._location = location
         self._catch = catch
         self._detour = catch if detour else None
+        self._probe = probe
         self._kernel_release = kernel_release or platform.release()
         self._sleep = sleep
         self._driver: tuple[Driver, Flavour] | None = None
@@ -136,18 +147,23 @@ class Ethtool:
             self._catch.close_window(slot)
 
     def failover(self, slot: SlotName) -> None:
-        """The rule first, then a fence for the VF of the dead, which takes up to 300 ms and is in nobody's way.
-
-        A driver may have no link state for VFs (igb has not); the packets go where they should all the same.
-        """
         if self._catch:
             self._catch.failover(slot)
         self._served = dict.fromkeys(self._served, slot)
         self._turn(slot, hurry=True)
+
+    def fence(self, slot: SlotName) -> None:
+        """A driver may have no link state for VFs (igb has not); the packets go where they should all the same.
+
+        The VF that the rule points to is never stopped.
+        """
+        ours = self._ours()
+        if ours is not None and slot in self._slots(ours):
+            return
         try:
-            self._vfs.fence(self._vf[other_slot(slot)])
+            self._vfs.fence(self._vf[slot])
         except HostError as error:
-            log.warning("the other slot's VF is not fenced", slot=other_slot(slot), error=str(error))
+            log.warning("the dead switch's VF is not fenced", slot=slot, error=str(error))
 
     def rules(self) -> tuple[SteeringRule, ...]:
         """The NIC's rule; in the window of a detour, when it has none, those of the catch."""
@@ -176,14 +192,21 @@ class Ethtool:
 
         In a hurry only our place is looked at, not the whole table.
         """
-        _, flavour = self._identify()
+        self._identify()
         if not hurry:
             self._refuse_strangers()
         before = self._ours()
         if before is not None and self._slots(before) == (slot,) and not anew:
             return
-        # where the PF has the overlay, and no catch takes it on, VFs get nothing that could be missed
-        flows = not hurry and (before is not None or self._detour is not None) and self._flows()
+        with self._probe.sending() if self._probe and not hurry else nullcontext():
+            # where the PF has the overlay, and no catch takes it on, VFs get nothing that could be missed
+            seen = before is not None or self._detour is not None
+            flows = not hurry and (self._probe is not None or (seen and self._flows()))
+            self._write(slot, before, flows)
+
+    def _write(self, slot: SlotName, before: RxRule | None, flows: bool) -> None:
+        """The turn itself; with `flows` the VFs have to be given packets afterwards."""
+        _, flavour = self._identify()
         wanted = i40e.whole_port(flavour, self._port, self._vf[slot], self._location)
         try:
             self._device.insert(wanted)
@@ -212,10 +235,10 @@ class Ethtool:
 
     def _awaited(self, slot: SlotName) -> Arrival:
         """Which VF packets arrive at now: a driver says yes before the hardware does, and instead of it."""
-        before = self._received()
-        for _ in range(int(_ARRIVE_S / _POLL_S)):
-            self._sleep(_POLL_S)
-            found = judge(slot, before, self._received())
+        for _ in range(round(_ARRIVE_S / _LISTEN_S)):
+            before = self._received()
+            self._sleep(_LISTEN_S)
+            found = judge(slot, before, self._received(), _LISTEN_PACKETS)
             if found in (Arrival.AS_SET, Arrival.BOTH):
                 break
         return found

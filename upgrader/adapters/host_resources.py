@@ -15,6 +15,7 @@ from upgrader.core.model import HugepagePool, Slot
 
 _NODES = Path("/sys/devices/system/node")
 _NETNS = Path("/run/netns")
+_PCI = Path("/sys/bus/pci/devices")
 _RT_TABLE_MAIN = 254
 _RTPROT_KERNEL = 2
 _EEXIST = 17
@@ -40,11 +41,13 @@ class HostResources:
     def netns_exists(self, netns: str | None) -> bool:
         return netns is None or (_NETNS / netns).exists()
 
-    def netdev_exists(self, netns: str | None, name: str) -> bool:
+    def vf_exists(self, netns: str | None, vf: str) -> bool:
+        if ":" in vf:  # no netdev has that in its name
+            return (_PCI / vf / "driver").resolve().name == "vfio-pci"
         if not self.netns_exists(netns):
             return False
         with netlink(netns) as ipr:
-            return bool(ipr.link_lookup(ifname=name))
+            return bool(ipr.link_lookup(ifname=vf))
 
     def listen(self, path: Path) -> int:
         path.unlink(missing_ok=True)

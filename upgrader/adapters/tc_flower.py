@@ -113,6 +113,9 @@ class TcFlower:
         self._served = dict.fromkeys(self._served, slot)
         self._point((slot,))
 
+    def fence(self, slot: SlotName) -> None:
+        """A netdev that no packets are sent to needs none."""
+
     def rules(self) -> tuple[SteeringRule, ...]:
         with self._state() as state:
             return (SteeringRule(None, None, state.slots(), state.ours.packets),) if state.ours else ()

@@ -123,6 +123,9 @@ class TcU32:
             for key in (_STEADY, *(k for k in kernel.filters if k != _STEADY)):
                 kernel.set(key, (slot,))
 
+    def fence(self, slot: SlotName) -> None:
+        """A netdev that no packets are sent to needs none."""
+
     def rules(self) -> tuple[SteeringRule, ...]:
         with self._kernel() as kernel:
             return tuple(

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from upgrader.core.steering import Arrival, Strategy, choose, judge, who_gets
 from upgrader.terminal import consoles
 
 if TYPE_CHECKING:
+    from upgrader.adapters.overlay_probe import OverlayProbe
     from upgrader.config import Config
     from upgrader.ports import Steering
 
@@ -108,19 +110,21 @@ def probe(
 ) -> None:
     """Who gets a VM's overlay traffic: by the rules, then by what arrives at the VFs while you watch.
 
-    Send something meanwhile, e.g. ping the VM from another host. Changes nothing.
+    With nic.probe_from another host sends them; else do so meanwhile, e.g. ping the VM from another host. Changes nothing.
     """
     if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac):
         raise UsageError(
             "NOT_A_MAC", f"{mac} is no MAC address", state="nothing was changed", next="--mac 52:54:00:00:00:01"
         )
-    _, steering = _open(context)
+    settings, steering = _open(context)
+    sender = _sender(settings)
     rule = who_gets(steering.rules(), vni, mac)
     before = _seen(steering, vni, mac)
-    now, deadline = before, time.monotonic() + seconds
-    while now == before and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-        now = _seen(steering, vni, mac)
+    with sender.sending(vni, mac) if sender else nullcontext():
+        now, deadline = before, time.monotonic() + seconds
+        while now == before and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            now = _seen(steering, vni, mac)
     slots = rule.targets if rule else ()
     found = _verdict(slots, before, now)
     came = {s: max(0, now[s] - before[s]) for s in SLOTS}
@@ -139,6 +143,12 @@ def probe(
             state="nothing was changed",
             next="send overlay traffic to this host (ping the VM from another one) and run the same command again",
         )
+
+
+def _sender(settings: Config) -> OverlayProbe | None:
+    from upgrader import wiring  # noqa: PLC0415 - as in `_open`
+
+    return wiring.probe(settings)
 
 
 def _seen(steering: Steering, vni: int, mac: str) -> dict[SlotName, int]:

@@ -74,6 +74,12 @@ def _target(facts: HostFacts) -> Iterator[Finding]:
             f"the network namespace {s.netns} of slot {s.name} does not exist",
             f"ip netns add {s.netns}   (and move the VF {s.vf} into it)",
         )
+    elif not target.vf_present and ":" in s.vf:
+        yield blocking(
+            "VF_MISSING",
+            f"slot {s.name} has no VF: there is no PCI device {s.vf} bound to vfio-pci",
+            f"dpdk-devbind.py --bind=vfio-pci {s.vf}",
+        )
     elif not target.vf_present:
         yield blocking(
             "VF_MISSING",

@@ -26,7 +26,7 @@ class Slot:
     prefix          where its OVS is installed: sbin/ovs-vswitchd, bin/ovs-vsctl, share/openvswitch/…
     rundir          control sockets, pid files, database, logs; the `vhost` folder holds the standby sockets
     netns           named network namespace of its own, None for the host's
-    vf              netdev of its VF as seen inside `netns`
+    vf              netdev of its VF as seen inside `netns`, or the PCI address of one that is bound to vfio-pci
     representor     netdev on the host's side through which steering reaches the VF, None where the NIC needs none
     uplink          name of the OVS interface that stands on the VF; the same in both slots
     devargs         DPDK device arguments of that interface
@@ -34,6 +34,8 @@ class Slot:
     socket_mem_mib  hugepage memory of the process, MiB per NUMA node as DPDK takes it ("64" or "64,64")
     dpdk_extra      further EAL arguments
     env             further environment of its two daemons
+    catch_port      OVS interface by which it is given what steering in software brings, beside the VF; the same in both
+                    slots, on a netdev of each one's namespace. None where the VF is that way itself
     """
 
     name: SlotName
@@ -48,6 +50,7 @@ class Slot:
     socket_mem_mib: str
     dpdk_extra: str
     env: tuple[tuple[str, str], ...] = ()
+    catch_port: str | None = None
 
     @property
     def db_socket(self) -> Path:

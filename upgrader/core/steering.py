@@ -145,10 +145,13 @@ class Arrival(StrEnum):
     SILENT = "nothing arrives at either"
 
 
-def judge(slot: SlotName, before: Mapping[SlotName, int], now: Mapping[SlotName, int]) -> Arrival:
-    """Compare two readings of `Steering.arrived`. A counter that fell began anew: its VF was reset."""
+def judge(slot: SlotName, before: Mapping[SlotName, int], now: Mapping[SlotName, int], least: int = 1) -> Arrival:
+    """Compare two readings of `Steering.arrived`. A counter that fell began anew: its VF was reset.
+
+    Fewer packets than `least` say nothing: a VF gets broadcasts whatever the rules are.
+    """
     came = {s: now[s] - before[s] if now[s] >= before[s] else now[s] for s in SLOTS}
-    here, there = came[slot] > 0, came[other_slot(slot)] > 0
+    here, there = came[slot] >= least, came[other_slot(slot)] >= least
     if here:
         return Arrival.BOTH if there else Arrival.AS_SET
     return Arrival.ELSEWHERE if there else Arrival.SILENT

@@ -181,7 +181,15 @@ def _interfaces(facts: HostFacts) -> Iterator[Finding]:
         return  # a finding of its own, and which of them it should be is not known
     bridges = {b.name for b in switch.bridges}
     others = [i for i in switch.interfaces if i.name not in bridges and i.name != target.slot.uplink]
-    if once := [f"{i.name} ({i.type or 'system'})" for i in others if i.type in _KERNEL]:
+    catch = target.slot.catch_port
+    if catch and catch not in {i.name for i in switch.interfaces}:
+        yield blocking(
+            "CATCH_PORT_MISSING",
+            f"the switch has no interface {catch} (host.catch_port), so nobody would get what is caught on the PF",
+            f"add it to the overlay's bridge as {target.slot.uplink} is, on a netdev that leads to slots.*.representor",
+        )
+    once = [f"{i.name} ({i.type or 'system'})" for i in others if i.type in _KERNEL and i.name != catch]
+    if once:
         yield blocking(
             "INTERFACE_NOT_SHARED",
             f"{some(once)}: a netdev or device that only one switch can have, and the slots' own is {target.slot.uplink}",

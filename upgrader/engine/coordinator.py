@@ -17,6 +17,7 @@ from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
 from upgrader.core.takeover import TakeoverPolicy
 from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
+from upgrader.engine.resets import ResetWatch
 from upgrader.engine.run import Engine, standby_lost
 from upgrader.engine.vigil import Vigil
 from upgrader.ports import Host, Journal, Watcher
@@ -47,6 +48,7 @@ class Coordinator:
     def __init__(self, setup: Callable[[], Setup], journal: Journal) -> None:
         self.setup = setup
         self.journal = journal
+        self._resets = ResetWatch()
 
     def start(self) -> RunView | None:
         """Become the one writer, and settle what the last one left: a run in the middle of which it died is halted.
@@ -68,17 +70,21 @@ class Coordinator:
     def keep(self) -> None:
         """Said now and then while no run is on: the well-known names follow the switch that has them.
 
-        And where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one.
+        The rule of a VF that was reset is written anew; one of a run that stopped half-way when the run goes on. And where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one.
         """
         setup = self.setup()
         setup.host.well_known.mend()
+        latest = None
         for head, state, _ in self.journal.headings(1):
+            latest = head.run_id, state
             if self._is_kept(head, state, setup):
                 slots = setup.slots[head.source], setup.slots[head.target]
                 context = Context(setup.host, self.journal.plan(head.run_id), *slots)
                 if context.pid(context.target) is not None and context.served_by(context.source):
                     moves = bring_late(context)
                     log.info("brought after the others", run=head.run_id, vms=[str(m["vm"]) for m in moves])
+        if latest is None or latest[1] not in UNFINISHED:
+            self._resets.look(setup.host, setup.slots, latest)
 
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""

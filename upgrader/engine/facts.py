@@ -73,7 +73,7 @@ def _read(slot: Slot, status: SlotStatus, host: Host, ask_switch: bool) -> SlotF
         running_version=host.processes.running_version(slot) if ask_switch else None,
         binaries_present=present,
         netns_present=netns,
-        vf_present=netns and host.resources.netdev_exists(slot.netns, slot.vf),
+        vf_present=netns and host.resources.vf_exists(slot.netns, slot.vf),
         installed_version=host.processes.installed_version(slot) if present else None,
         switch=_switch(slot, host, runs=ask_switch and status.vswitchd_pid is not None)
         if status.ovsdb_pid is not None

@@ -66,6 +66,11 @@ class SimSteering:
         self._w.steady = (slot,)
         self._w.rules = dict.fromkeys(self._w.rules, (slot,))
 
+    def fence(self, slot: SlotName) -> None:
+        self._w.call(f"fence_vf {slot}")
+        if self._w.pids[slot] is not None:
+            self._w.trouble.append(f"slot {slot}'s VF was stopped under a running switch")
+
     def arrived(self) -> dict[SlotName, int]:
         return {"a": 0, "b": 0}
 
@@ -85,7 +90,7 @@ class SimResources:
     def netns_exists(self, netns: str | None) -> bool:
         return True
 
-    def netdev_exists(self, netns: str | None, name: str) -> bool:
+    def vf_exists(self, netns: str | None, vf: str) -> bool:
         return True
 
     def listen(self, path: Path) -> int:

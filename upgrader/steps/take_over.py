@@ -30,8 +30,13 @@ class TakeOver:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        """What was done before the run began is not done again, but looked at by `verify` as ever."""
+        """What was done before the run began is not done again, but looked at by `verify` as ever.
+
+        The dead switch's VF is stopped behind all that a VM waits for, and not where a switch runs on it again.
+        """
         acted = context.acted if context.acted is not None else take_over(context, context.plan.all_ports)
+        if context.pid(context.source) is None:
+            context.host.steering.fence(context.source.name)
         return {**acted, **reconnect(context)}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
