@@ -97,10 +97,12 @@ def standing(settings: Config, journal: SqliteJournal) -> Standing:
         pass  # it is about to end, or too old to know: as if there were none
     past = history(journal.headings(200), time.time_ns())
     if past.state is Protection.DISARMED:
-        return Standing(past.state, next="upgrade arm")
+        return Standing(past.state, next="upgrade arm", stale="nobody keeps it so: the host is not armed")
     why = "no daemon runs: QEMU brings the rings over if the active dies, and nobody turns steering or starts a standby"
     state = Protection.STALE if past.state is Protection.ARMED else past.state
-    return Standing(state, why, "systemctl start ovs-upgraded   (or: upgrade arm)")
+    return Standing(
+        state, why, "systemctl start ovs-upgraded   (or: upgrade arm)", stale="no daemon runs to keep it so"
+    )
 
 
 def _read(told: dict[str, Any]) -> Standing:
@@ -123,11 +125,17 @@ def show(console: Console, told: Standing) -> None:
 def _plan(options: Globals, kind: PlanKind) -> tuple[HostFacts, Plan]:
     from upgrader import wiring
     from upgrader.cli import verbs
+    from upgrader.core.arming import with_staleness
+    from upgrader.core.plan import PlanKind
     from upgrader.engine.coordinator import make_plan
 
     verbs._require_root(options)
-    setup = wiring.setup(verbs._settings(options))
-    return make_plan(setup, None, setup.policy, kind)
+    settings, journal = verbs._journal(options)
+    setup = wiring.setup(settings)
+    facts, made = make_plan(setup, None, setup.policy, kind)
+    if kind is PlanKind.TAKEOVER:
+        made = with_staleness(made, standing(settings, journal).stale)
+    return facts, made
 
 
 def _run(options: Globals, kind: PlanKind, question: str, *, yes: bool, as_json: bool) -> int:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from upgrader.core.errors import UpgradeError
 from upgrader.core.findings import Finding, Severity
+from upgrader.core.in_step import STALE
 from upgrader.core.journal import Event, EventKind, Heading, Recorded, RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
 from upgrader.core.model import SLOTS, HostFacts
@@ -54,6 +55,8 @@ def show_event(console: Console, heading: Heading, event: Event) -> None:
         case EventKind.OUTCOME:
             shown = detail(event.data)
             line = f"[green]done[/]    {took_s}  {title}" + (f"  [dim]{escape(shown)}[/]" if shown else "")
+            if STALE in event.data:
+                _say(console, f"[yellow]an old copy[/]: {escape(str(event.data[STALE]))}")
         case EventKind.FAILED:
             line = f"[red]failed[/]            {title}{what}"
         case EventKind.UNDONE:

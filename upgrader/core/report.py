@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from upgrader.core.in_step import STALE
 from upgrader.core.journal import EventKind, RunView
 from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import SlotName
@@ -96,7 +97,7 @@ class RunReport:
 def ending(view: RunView) -> Ending:
     """From the journal, and nothing else."""
     error = view.error if view.state is not RunState.DONE else None
-    state, then = _what_next(view)
+    state, then = _stale(view) or _what_next(view)
     return Ending(
         took_s=round((view.ended_at_ns - view.heading.started_at_ns) / 1e9, 3),
         error=f"{error['code']}: {error['what']}" if error else _WORDS.get(view.reason),
@@ -149,6 +150,17 @@ _WORDS = {
 }
 
 
+def _stale(view: RunView) -> tuple[str, str] | None:
+    """The same where VMs went to a switch that was not known to be what the one before was."""
+    why = next((str(s.data[STALE]) for s in view.steps if STALE in s.data), None)
+    if view.state is not RunState.DONE or why is None:
+        return None
+    return (
+        f"slot {view.heading.target} serves every VM by an old copy: {why}",
+        "have controllers write once more what they wrote since; then: upgrade status",
+    )
+
+
 def _what_next(view: RunView) -> tuple[str | None, str | None]:
     """What state the host is in, and what to type next."""
     source, target = view.heading.source, view.heading.target
@@ -195,7 +207,9 @@ def detail(data: Mapping[str, object]) -> str:
     if moves := vm_moves(data):
         return ", ".join(f"blackout {m.blackout_us / 1000:.2f} ms" for m in moves)
     told = {
-        k.replace("_", " "): v for k, v in data.items() if k not in ("took_s", "moves") and v not in ({}, [], "", None)
+        k.replace("_", " "): v
+        for k, v in data.items()
+        if k not in ("took_s", "moves", STALE) and v not in ({}, [], "", None)
     }
     return ", ".join(f"{k} {len(v) if isinstance(v, (dict, list)) else v}" for k, v in told.items())
 

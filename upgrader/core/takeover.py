@@ -194,7 +194,11 @@ def history(runs: Iterable[tuple[Heading, RunState, int]], now_ns: int) -> Histo
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What `upgrade status` says of a host's protection. `reason`: why it is no better than `state`."""
+    """What `upgrade status` says of a host's protection.
+
+    reason  why it is no better than `state`
+    stale   why what would be taken over to is not known to be what the active is, or was; empty where it is
+    """
 
     state: Protection
     reason: str = ""
@@ -203,3 +207,4 @@ class Standing:
     standby: SlotName | None = None
     vms: int = 0
     policy: str = ""
+    stale: str = ""

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 import structlog
 
+from upgrader.core.arming import with_staleness
 from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
 from upgrader.core.plan import Plan, PlanKind
@@ -68,8 +69,10 @@ class Runner:
                 state="nothing was changed",
                 next="upgrade plan --out FILE",
             ) from error
-        if plan.kind is PlanKind.TAKEOVER and not self.busy and not self._quiet():
-            return self._take_over(plan)
+        if plan.kind is PlanKind.TAKEOVER:
+            plan = with_staleness(plan, self.guard.staleness())
+            if not self.busy and not self._quiet():
+                return self._take_over(plan)
         with self._free():
             return self._start(self._coordinator.begin(plan, self._control, _log_event), back=False)
 

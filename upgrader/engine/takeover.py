@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection
 import structlog
 
 from upgrader.core import takeover
-from upgrader.core.arming import takeover_plan
+from upgrader.core.arming import takeover_plan, with_staleness
 from upgrader.core.errors import StepError, UpgradeError
 from upgrader.core.inventory import join, standing_bindings
 from upgrader.core.journal import Data
 from upgrader.core.lifecycle import RunState
-from upgrader.core.model import PortBinding, SlotName, VmPort
+from upgrader.core.model import PortBinding, VmPort
 from upgrader.core.plan import Plan, PlanKind, without_rings
 from upgrader.core.takeover import Action, Protection, Sight, Standing
 from upgrader.engine.coordinator import DIED, Coordinator, Setup, make_plan
@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 _STALE_S = 10.0  # a standby that was not brought in step for so long is not what the active is
 _AGAIN_S = 30.0  # between two attempts to arm a host
 _SILENT = 3  # looks after which a connection is made anew
+_NOT_KEPT = "nobody keeps it so: the host is not armed"
 _RUNS = 200  # of the journal, looked at for the last wish and the last takeovers
 
 
@@ -52,6 +53,7 @@ class _Armed:
     cold    keeps the standby what the active is
     ready   what a takeover would do now
     silent  by VM, how many looks in a row QEMU called the standby ready and the standby's port was down
+    died_s  when the active was first seen to be dead (CLOCK_MONOTONIC); None: it lives
     """
 
     run_id: int
@@ -63,6 +65,13 @@ class _Armed:
     at_hang: bool = False
     sentry: Sentry | None = None
     silent: dict[str, int] = field(default_factory=dict)
+    died_s: float | None = None
+
+    def stale(self, at_s: float) -> str:
+        """Why the standby was not known to be what the active was at that moment, or at its death before; empty: it was."""
+        at_s = at_s if self.died_s is None else min(at_s, self.died_s)
+        in_step = self.following.in_step
+        return "" if (why := in_step.stale(at_s, _STALE_S)) is None else why
 
 
 class Guard:
@@ -119,8 +128,9 @@ class Guard:
         first, self._first = self._first, False
         news = self._armed.sentry.news if self._armed and self._armed.sentry else None
         if isinstance(news, Taken):
+            armed = self._armed
             self._relieve()
-            return self._record(news)
+            return self._record(news, armed)
         if isinstance(news, Failed):
             log.error("not taken over", error=news.what)
             self._relieve()
@@ -145,6 +155,8 @@ class Guard:
             self._armed = self._make(setup, run_id)
         armed = self._armed
         seen = _sight(armed.cold, armed.plan)
+        if seen is Sight.ACTIVE_DIED and armed.died_s is None:
+            armed.died_s = setup.host.clock.monotonic_s()
         state = Protection.ARMED
         if seen is Sight.BOTH_LIVE and armed.sentry and armed.sentry.hangs:
             seen = Sight.ACTIVE_HANGS
@@ -153,25 +165,36 @@ class Guard:
         armed.at_death = takeover.decide(state, Sight.ACTIVE_DIED, setup.takeover, recent) is Action.TAKE_OVER
         fresh = self.standing.state is Protection.ARMED  # what it took over by itself would be what the active is
         armed.at_hang = fresh and takeover.decide(state, Sight.ACTIVE_HANGS, setup.takeover, recent) is Action.TAKE_OVER
-        source, target = armed.cold.source.name, armed.cold.target.name
         match action:
             case Action.FOLLOW:
                 self._follow(setup, armed)
             case Action.TAKE_OVER:
                 return self._act(armed)
             case Action.ARM:
-                return self._arm(setup, f"the standby, slot {target}, has died")
+                return self._arm(setup, f"the standby, slot {armed.cold.target.name}, has died")
             case Action.SHOUT:
-                self._shout(seen, source, target, armed.sentry.hangs if armed.sentry else "")
+                self._shout(seen, armed, armed.stale(setup.host.clock.monotonic_s()))
             case Action.NOTHING:
                 self._tell(Protection.STALE, 'takeover.policy is "off": the standby is not kept', "upgrade disarm")
         return None
 
-    def _record(self, taken: Taken) -> Taken:
+    def _record(self, taken: Taken, armed: _Armed | None) -> Taken:
         """The next standby need not wait: the storm guard counts takeovers, the pause is for attempts that fail."""
         self._not_before_s = 0.0
+        began_at_ns, clock = taken.data.get("began_at_ns"), self._coordinator.setup().host.clock
+        ago_s = (clock.now_ns() - began_at_ns) / 1e9 if isinstance(began_at_ns, int) else 0.0
+        why = self._staleness(armed, clock.monotonic_s() - ago_s)
+        if why:
+            log.warning("taken over to a standby that was not what the active was", why=why)
         self._tell(Protection.TAKING_OVER)
-        return taken
+        return replace(taken, plan=with_staleness(taken.plan, why))
+
+    def _staleness(self, armed: _Armed | None, at_s: float) -> str:
+        return armed.stale(at_s) if armed else _NOT_KEPT
+
+    def staleness(self) -> str:
+        """Why what would be taken over to now is not known to be what the active is; empty where it is."""
+        return self._staleness(self._armed, self._coordinator.setup().host.clock.monotonic_s())
 
     def _look_exposed(self, setup: Setup, recent: int) -> Todo:
         runs = {n: setup.host.processes.status(s).vswitchd_pid is not None for n, s in setup.slots.items()}
@@ -229,14 +252,14 @@ class Guard:
             cold = armed.cold
             lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
             lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
-            in_step = armed.following.poll(cold)
-            if stale := in_step.stale(cold.host.clock.monotonic_s(), _STALE_S):
-                lacking.append(stale)
+            armed.following.poll(cold)
         except UpgradeError as error:
             lacking.append(str(error))
+        if stale := armed.stale(armed.cold.host.clock.monotonic_s()):
+            lacking.append(stale)
         state = Protection.STALE if lacking else Protection.ARMED
         where = Standing(state, "; ".join(lacking[:3]), "upgrade status" if lacking else "", source, target)
-        self._stand(replace(where, vms=len(armed.cold.plan.ports), policy=setup.takeover.policy))
+        self._stand(replace(where, vms=len(armed.cold.plan.ports), policy=setup.takeover.policy, stale=stale))
 
     def _mend_databases(self, setup: Setup, armed: _Armed) -> None:
         """A database server that died takes no packet with it: forwarding goes on, and it is started on its file again."""
@@ -284,7 +307,7 @@ class Guard:
             except UpgradeError as error:
                 log.error("not taken over", error=str(error))
                 self.standing = replace(self.standing, state=Protection.EXPOSED, reason=str(error), next=error.next)
-        return self._record(taken) if taken else None
+        return self._record(taken, armed) if taken else None
 
     def act_now(self, plan: Plan) -> Data:
         """A takeover that a person asked for, whatever `look` is waiting for meanwhile. Raises UpgradeError."""
@@ -294,7 +317,9 @@ class Guard:
         setup = self._coordinator.setup()
         return take_over(Context(setup.host, plan, setup.slots[plan.source], setup.slots[plan.target]), plan.all_ports)
 
-    def _shout(self, seen: Sight, source: SlotName, target: SlotName, hangs: str) -> None:
+    def _shout(self, seen: Sight, armed: _Armed, stale: str) -> None:
+        source, target = armed.cold.source.name, armed.cold.target.name
+        hangs = armed.sentry.hangs if armed.sentry else ""
         what = {
             Sight.ACTIVE_DIED: f"slot {source} is dead; QEMU brings rings to slot {target}, nobody has turned steering",
             Sight.ACTIVE_HANGS: f"slot {source}'s switch lives and does not work: {hangs}",
@@ -304,10 +329,12 @@ class Guard:
         then = "upgrade takeover" if seen in (Sight.ACTIVE_DIED, Sight.ACTIVE_HANGS) else "upgrade arm"
         if seen is Sight.BOTH_DIED:
             then = f"start the switch of slot {source}, then: upgrade arm"
-        self._tell(Protection.EXPOSED, what, then)
+        if stale and seen in (Sight.ACTIVE_DIED, Sight.ACTIVE_HANGS):
+            what += f"; the standby is an old copy: {stale}"
+        self._tell(Protection.EXPOSED, what, then, stale)
 
-    def _tell(self, state: Protection, reason: str = "", next_: str = "") -> None:
-        self._stand(Standing(state, reason, next_))
+    def _tell(self, state: Protection, reason: str = "", next_: str = "", stale: str = _NOT_KEPT) -> None:
+        self._stand(Standing(state, reason, next_, stale=stale))
 
     def _stand(self, now: Standing) -> None:
         """Known to `status`, and in the log when it is news."""

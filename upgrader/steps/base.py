@@ -16,9 +16,16 @@ Data = Mapping[str, object]
 
 @dataclass(slots=True)
 class Freshness:
-    """When the standby was last brought in step, CLOCK_MONOTONIC, seconds; None: not by this coordinator."""
+    """When the standby was last brought in step, CLOCK_MONOTONIC, seconds; None: not by this coordinator.
+
+    at_s    the same, None while that is tried again, and when it failed
+    last_s  whatever has failed since
+    gone_s  when the switch that it followed was first seen to be gone; None: it was not
+    """
 
     at_s: float | None = None
+    last_s: float | None = None
+    gone_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

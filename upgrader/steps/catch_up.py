@@ -12,6 +12,7 @@ from upgrader.core.report import VmMove
 from upgrader.steps.attach_standby import attach, await_ready, detach
 from upgrader.steps.base import Context, Data
 from upgrader.steps.move_vm import bring_back, hand_over, require_progress, require_ready
+from upgrader.steps.replication import keep_up, sides
 
 _ROUNDS = 20  # VMs may go on coming; each round takes those that are there
 _SETTLE_S = 2.0
@@ -81,6 +82,8 @@ def _move(context: Context, port: VmPort, binding: PortBinding) -> VmMove | None
     if now is None or owned_by(now, context.target_pid()):
         return None
     require_ready(context, port, context.target, now)
+    if sides(context)[1].name == context.target.name:
+        keep_up(context)  # else the new switch is the one that is followed
     move = hand_over(context, port, now, context.source, context.target)
     if (after := context.host.hypervisor.ownership(port)) is not None:
         require_progress(context, port, after)

@@ -17,7 +17,7 @@ from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.open_window import require_rules
-from upgrader.steps.replication import keep_up
+from upgrader.steps.replication import keep_up, left_stale
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +46,12 @@ class MoveVm:
             return {"gone": port.label}
         if owned_by(now, context.target_pid()):  # an earlier run, or QEMU's own failover, brought it there
             context.host.steering.move_vm(port, (context.target.name,))
-            return {"already": context.target.name}
+            return {"already": context.target.name, **left_stale(context)}
         if _restarted(context, now):
             return {"later": f"{port.label} was restarted since it was given its standby"}
         keep_up(context)
-        return {"move": asdict(hand_over(context, port, now, context.source, context.target))}
+        stale = left_stale(context)
+        return {"move": asdict(hand_over(context, port, now, context.source, context.target)), **stale}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         port = port_of(step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upgrader.core.errors import StepError, UpgradeError
-from upgrader.core.in_step import InStep
+from upgrader.core.in_step import STALE, InStep
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
 from upgrader.steps.base import Context, Data
@@ -42,7 +42,7 @@ def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True,
     if moving:
         host.openflow.sync_learned(follower, leader, copied.bridges)
     changed |= total | {what: count for what, count in taught.items() if count}
-    context.freshness.at_s = begun_s
+    context.freshness.at_s = context.freshness.last_s = begun_s
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
 
 
@@ -84,7 +84,9 @@ class Following:
             self._due_s = clock.monotonic_s() + self._every_s
             self.in_step = self.in_step.succeeded(begun_s)
         except UpgradeError as error:
-            self.in_step = self.in_step.failed(str(error))
+            if all(context.pid(slot) is not None for slot in (context.source, context.target)):
+                self.in_step = self.in_step.failed(str(error), clock.monotonic_s())
+            # else it failed of that: the copy is as good as it was before
         return self.in_step
 
 
@@ -108,6 +110,19 @@ def keep_up(context: Context) -> Data:
             state="no further VM was moved",
             next=error.next,
         ) from error
+
+
+def left_stale(context: Context) -> Data:
+    """What is to be recorded where the old switch is gone, and the new one was not what it was: with VMs on it for all that."""
+    fresh = context.freshness
+    if context.pid(context.source) is not None:
+        return {}
+    if fresh.gone_s is None:
+        fresh.gone_s = context.host.clock.monotonic_s()
+    why = InStep(fresh.last_s).stale(fresh.gone_s, _FRESH_S)
+    if why is None:
+        return {}
+    return {STALE: f"slot {context.source.name} is gone, and slot {context.target.name} was not what it was: {why}"}
 
 
 def _bindings(context: Context, follower: Slot) -> Sequence[PortBinding]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from upgrader.core import arming
 from upgrader.core.errors import HostError, StepError, UpgradeError
+from upgrader.core.in_step import STALE
 from upgrader.core.model import VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
@@ -37,7 +39,8 @@ class TakeOver:
         acted = context.acted if context.acted is not None else take_over(context, context.plan.all_ports)
         if context.pid(context.source) is None:
             context.host.steering.fence(context.source.name)
-        return {**acted, **reconnect(context)}
+        stale = arming.stale(context.plan)
+        return {**acted, **reconnect(context), **({STALE: stale} if stale else {})}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         left = [port.label for port, slot in context.owners() if slot != context.target.name]
