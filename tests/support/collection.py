@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "ansible"
 NAME = "ovs.hot_upgrade"
-PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "status")
+PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "standby", "status")
 _BIN = Path(sys.executable).parent
 _ANSIBLE_TESTS_PIP = "24.2"  # the one it asks for; another one makes `sanity` fail, not pass
 
