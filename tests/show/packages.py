@@ -104,7 +104,8 @@ def _tried(root: DebianRoot, files: list[str]) -> Iterator[Item]:
     yield _item("removed, then purged", root, REMOVED)
     after = root.files()
     left = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    figure = f"{len(left)} of {len(before)} paths differ" + "".join(f"; {p}: {before.get(p)} -> {after.get(p)}" for p in left[:8])
+    which = "".join(f"; {p}: {before.get(p)} -> {after.get(p)}" for p in left[:8])
+    figure = f"{len(left)} of {len(before)} paths differ{which}"
     yield Item("nothing of it is left", figure, "0 differ", not left)
 
 

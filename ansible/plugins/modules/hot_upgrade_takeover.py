@@ -147,7 +147,8 @@ class Task(cli.Task):
             self.fail_with(
                 {
                     "code": "NOT_ARMED",
-                    "what": "a standby was made, and the host is %s: %s" % (kept["state"], kept["reason"] or "no reason given"),
+                    "what": "a standby was made, and the host is %s: %s"
+                    % (kept["state"], kept["reason"] or "no reason given"),
                     "state": "every VM is served by the switch that served it",
                     "next": kept["next"] or "upgrade status",
                 },
@@ -219,7 +220,9 @@ class Task(cli.Task):
         while True:
             status = self.ask("status").get("status")
             run = decide.unfinished(status)
-            at_work = status["protection"]["state"] == "arming" or (run and run["strategy"] == "standby" and run["outcome"] in decide.GOES_ON)
+            at_work = status["protection"]["state"] == "arming" or (
+                run and run["strategy"] == "standby" and run["outcome"] in decide.GOES_ON
+            )
             if not at_work or self.module.check_mode or time.monotonic() > deadline:
                 return self.free()
             time.sleep(_POLL_S)
