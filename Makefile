@@ -8,7 +8,9 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-sriov check-qemu patches-check clean
+.PHONY: help venv stack guest demo packages test unit lint integration show-upgrade show-coordinator \
+        show-replication show-steering show-takeover show-fleet show-versions lint-ansible check-flower \
+        check-sriov check-qemu patches-check clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,7 +82,10 @@ show-steering: stack ## all that steering must show; PARTS="contract runs flower
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
 
-show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet simulation install checks"
+packages: venv ## .deb packages in build/packages, judged by lintian; REVISION=1
+	$(PY) -m upgrader.lab.packages --revision $(or $(REVISION),1)
+
+show-fleet: stack ## what there is of the fleet's tools; PARTS="modules fleet simulation install packages checks"
 	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built

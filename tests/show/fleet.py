@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.show.items import ROOT, Item, show, tested
+from tests.show.packages import packages
 from tests.support.collection import NAME, SOURCE, environment, lint, sanity
 from upgrader.adapters import gate
 
@@ -85,6 +86,7 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "fleet": fleet,
     "simulation": simulation,
     "install": install,
+    "packages": packages,
     "checks": checks,
 }
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "ansible"
 NAME = "ovs.hot_upgrade"
-PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "status")
+PLAYBOOKS = ("install", "preflight", "rolling_upgrade", "rollback", "standby", "status")
 _BIN = Path(sys.executable).parent
 _ANSIBLE_TESTS_PIP = "24.2"  # the one it asks for; another one makes `sanity` fail, not pass
 
@@ -116,30 +117,35 @@ class Fleet:
         """How each host ended, by the report."""
         return {h["host"]: h["kind"] for h in self.report["hosts"]}
 
-    def play(self, playbook: str, *arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
-        inventory = {
-            "all": {
-                "vars": {
-                    "ansible_connection": "local",
-                    "ansible_python_interpreter": sys.executable,
-                    "rollout_become": False,
-                    "rollout_executable": str(_BIN / "upgrade"),
-                    "rollout_report_dir": str(self.folder / "report"),
-                },
-                "hosts": {name: {"rollout_config": str(config)} for name, config in self.hosts.items()},
-            }
+    def inventory(self) -> dict[str, Any]:
+        """Variables of all hosts, and of each."""
+        return {
+            "vars": {
+                "ansible_connection": "local",
+                "ansible_python_interpreter": sys.executable,
+                "rollout_become": False,
+                "rollout_executable": str(_BIN / "upgrade"),
+                "rollout_report_dir": str(self.folder / "report"),
+            },
+            "hosts": {name: {"rollout_config": str(config)} for name, config in self.hosts.items()},
         }
+
+    def play(
+        self, playbook: str, *arguments: str, before: Sequence[str] = (), timeout_s: float = 240, **variables: object
+    ) -> subprocess.CompletedProcess[str]:
+        """One of the collection's playbooks; `before`: what the command is run by, as `ip netns exec NAME`."""
         file = self.folder / "inventory.json"
-        file.write_text(json.dumps(inventory))
+        file.write_text(json.dumps({"all": self.inventory()}))
         extra = json.dumps({**self.variables, **variables})
+        program = [str(_BIN / "ansible-playbook"), "-i", str(file), f"{NAME}.{playbook}", "-e", extra]
         return subprocess.run(
-            [str(_BIN / "ansible-playbook"), "-i", str(file), f"{NAME}.{playbook}", "-e", extra, *arguments],
+            [*before, *program, *arguments],
             env=environment(self.folder),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=timeout_s,
             check=False,
         )
 

@@ -17,6 +17,7 @@ from tests.support.collection import SOURCE, installed_in
 from upgrader.core import finding
 from upgrader.core.errors import Exit
 from upgrader.core.lifecycle import UNFINISHED, RunState, VmState
+from upgrader.core.plan import PlanKind
 from upgrader.core.report import SCHEMA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,14 +45,17 @@ def plan(**changes: object) -> dict[str, object]:
 def run(**changes: object) -> dict[str, Any]:
     moves = [{"vm": f"vm{n}/vhu{n}", "blackout_us": 900.0 + n, "over_budget": False, "undone": False,
               "from_slot": "a", "to_slot": "b"} for n in range(2)]  # fmt: skip
-    made = {"run_id": 1, "outcome": "done", "reason": "", "from_slot": "a", "to_slot": "b", "from_version": "3.1.0",
+    made = {"run_id": 1, "strategy": "per-vm-dual", "outcome": "done", "reason": "", "from_slot": "a", "to_slot": "b", "from_version": "3.1.0",
             "to_version": "3.2.1", "moves": moves, "steps": [{"title": "watch slot b for 10 s", "state": "done"}],
             "error": None, "state": None, "next": None, "took_s": 1.0}  # fmt: skip
     return {**made, **changes}
 
 
 def status(**changes: object) -> dict[str, object]:
-    return {"run": run(**changes), "vms": {"vm0/vhu0": "at-target", "vm1/vhu1": "gone"}}
+    return {"run": run(**changes), "vms": {"vm0/vhu0": "at-target", "vm1/vhu1": "gone"}, "protection": DISARMED}
+
+
+DISARMED = {"state": "disarmed", "reason": "", "next": "upgrade arm"}
 
 
 @pytest.mark.parametrize(
@@ -90,13 +94,23 @@ def test_a_version_that_is_nowhere_is_refused(utils: Any) -> None:
         (run(), {"version": "3.2.1"}, False),  # it led there: this host took no part
         (run(outcome="restored"), {"slot": "a"}, False),
         (run(outcome="halted"), {"slot": "a"}, True),
+        (run(strategy="standby"), {"slot": "a"}, False),  # slot b only stands by
+        (run(strategy="takeover"), {"slot": "b"}, False),
     ],
 )
 def test_when_a_rollback_is_wanted(utils: Any, latest: Any, wanted: dict[str, str], needed: bool) -> None:
     assert utils("decide").needs_rollback(latest, **wanted)[0] is needed
 
 
-@pytest.mark.parametrize(("latest", "wanted"), [(run(), {"version": "3.0.0"}), (run(outcome="halted"), {"slot": "b"})])
+@pytest.mark.parametrize(
+    ("latest", "wanted"),
+    [
+        (run(), {"version": "3.0.0"}),
+        (run(outcome="halted"), {"slot": "b"}),
+        (run(strategy="standby"), {"slot": "b"}),
+        (run(strategy="standby"), {}),
+    ],
+)
 def test_a_rollback_that_leads_elsewhere_is_refused(utils: Any, latest: Any, wanted: dict[str, str]) -> None:
     decide = utils("decide")
     with pytest.raises(decide.CannotBeError):
@@ -112,7 +126,7 @@ def test_a_host_is_well_or_it_is_said_why_not(utils: Any) -> None:
         return [p["code"] for p in decide.problems(of, made)]
 
     assert codes(status(), plan(findings=[{**harmed, "code": "VF_MISSING"}])) == []
-    assert codes({"run": None, "vms": {}}) == []
+    assert codes({"run": None, "vms": {}, "protection": DISARMED}) == []
     assert codes(status(outcome="restored", moves=late)) == []
     assert codes(status(moves=late)) == ["OVER_BUDGET"]
     assert codes(status(reason="ROLLBACK_TOO_LATE")) == ["ROLLBACK_TOO_LATE"]
@@ -123,6 +137,34 @@ def test_a_host_is_well_or_it_is_said_why_not(utils: Any) -> None:
         assert codes(status(outcome=str(state))) == ["RUN_UNFINISHED"]
 
 
+def test_an_armed_host_is_judged_by_the_run_that_moved_its_vms(utils: Any) -> None:
+    decide = utils("decide")
+    late = [{**m, "over_budget": True} for m in run()["moves"]]
+    armed = {**status(strategy="standby", run_id=3, moves=[]), "vms": {"vm0/vhu0": "standby"}}
+    armed["protection"] = {**DISARMED, "state": "armed"}
+
+    def codes(moved: object = None, kinds: tuple[str, ...] = (), **kept: str) -> list[str]:
+        runs = [{"kind": k, "source": "a", "target": "b", "run_id": 9 - n} for n, k in enumerate(kinds)]
+        of = {**armed, "protection": {**armed["protection"], **kept}}  # type: ignore[dict-item]
+        return [p["code"] for p in decide.problems(of, None, moved, runs)]
+
+    assert codes() == codes(run()) == codes(run(), ("arm", "upgrade", "takeover")) == codes(state="arming") == []
+    assert codes(run(moves=late)) == ["OVER_BUDGET"]
+    assert codes(run(), ("arm", "takeover", "arm", "upgrade")) == ["TAKEN_OVER"]
+    assert codes(state="exposed", reason="the storm guard holds") == ["NOT_PROTECTED"]
+    assert codes(state="stale") == ["NOT_PROTECTED"]
+
+
+def test_when_a_takeover_is_wanted(utils: Any) -> None:
+    needs = utils("decide").needs_takeover
+    ready = plan(blocked=False)
+    assert [needs(ready, None, slot)[0] for slot in "ab"] == [True, False]
+    alone = plan(from_slot="b", to_slot="a", blocked=True)  # as `takeover` tells of a host where slot a has it all
+    assert [needs(alone, plan(), slot)[0] for slot in "ab"] == [True, False]
+    unknown = plan(findings=[{"code": "NO_SWITCH"}])
+    assert needs(alone, unknown, "b")[0], "let the command say what is wrong"
+
+
 def test_words_are_those_of_the_coordinator(utils: Any) -> None:
     decide, cli = utils("decide"), utils("upgrade_cli")
     assert set(decide.UNFINISHED) == {str(s) for s in UNFINISHED}
@@ -131,6 +173,8 @@ def test_words_are_those_of_the_coordinator(utils: Any) -> None:
     assert cli.SCHEMA_VERSION == SCHEMA_VERSION
     assert {str(VmState.AT_TARGET), str(VmState.GONE)} == {"at-target", "gone"}
     assert set(decide.HARM) <= finding_codes()
+    assert set(decide.MOVES_VMS) == {str(PlanKind.UPGRADE)}
+    assert set(PlanKind) == {*decide.MOVES_VMS, PlanKind.ARM, PlanKind.DISARM, PlanKind.TAKEOVER}
 
 
 def test_ten_thousand_hosts_in_one_report(utils: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import typer.exceptions
 
+from upgrader import __version__
 from upgrader.cli import verbs
 from upgrader.cli.completion import SHELLS, knows_the_shells, show_completion
 from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, hoisted, logs_of, options_of
@@ -64,6 +65,7 @@ def upgrade(
             help="Print this shell's completion of the command, for its start-up file.",
         ),
     ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version of this command.")] = False,
 ) -> None:
     """Replace the OVS-DPDK of a host under its running VMs, one VM at a time.
 
@@ -72,6 +74,9 @@ def upgrade(
     """
     if completion is not None:
         show_completion(completion)
+    if version:
+        typer.echo(f"upgrade {__version__}")
+        raise typer.Exit
     context.obj = Globals(config, host, remote=here, verbose=verbose)
     if host is not None and not here and not _is_local(host):
         from upgrader.cli.remote import run_there  # noqa: PLC0415
@@ -135,7 +140,7 @@ def _require_no_option_of_the_short_way(context: typer.Context) -> None:
         )
 
 
-_BEFORE_A_VERB = ("host", "here", "config", "verbose", "completion")
+_BEFORE_A_VERB = ("host", "here", "config", "verbose", "completion", "version")
 _ARGUMENTS: list[str] = []  # of this process, for the host they are meant for
 
 

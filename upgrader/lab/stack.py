@@ -65,12 +65,14 @@ def build_stack(
     check: bool = False,
     jobs: int | None = None,
     recipes: Path = REPOSITORY,
+    places: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> list[Built]:
     """Build and install what is not there yet; return all parts asked for, with those they need before them.
 
     patched  without, the distribution's sources as they are, beside (``<part>-unpatched``)
     check    also run upstream's own tests that the recipe lists
+    places   by part, the prefix that a package will put it at; it is built for that one, beside (``<part>-packaged``)
     Raises UpgradeError: what failed, the log, what to type next. A failed build leaves the installed one alone.
     """
     say = progress or (lambda _text: None)
@@ -88,7 +90,7 @@ def build_stack(
     wanted = [need for name in parts for need in (*(PARTS[name].needs if patched else ()), name)]
     with _lock(stack_dir, say):
         workers = jobs or os.cpu_count() or 1
-        builder = Builder(PARTS, stack_dir, recipes, patched=patched, jobs=workers, progress=say)
+        builder = Builder(PARTS, stack_dir, recipes, patched=patched, jobs=workers, progress=say, places=places or {})
         builder.install_dependencies(wanted)
         built = [builder.build(name) for name in dict.fromkeys(wanted)]
         if check:

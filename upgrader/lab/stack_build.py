@@ -57,13 +57,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One installed part. `seconds` has an entry per step, and is empty when it was there already."""
+    """One installed part. `seconds` has an entry per step, and is empty when it was there already.
+
+    place  the prefix that was compiled in: where it lies, or where a package will put it
+    """
 
     part: str
     patched: bool
     key: str
     prefix: Path
     link: Path
+    place: Path
     source_version: str
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -80,6 +84,7 @@ class Builder:
         patched: bool,
         jobs: int,
         progress: Progress,
+        places: Mapping[str, Path],
     ) -> None:
         self._parts = parts
         self._stack_dir = stack_dir
@@ -87,6 +92,7 @@ class Builder:
         self._patched = patched
         self._jobs = jobs
         self._say = progress
+        self._places = places
         self._sources = SourceArchive(stack_dir / "sources", progress)
         self._built: dict[str, Built] = {}
 
@@ -101,18 +107,18 @@ class Builder:
         version, origin = self._source(recipe)
         fetched = time.monotonic()
         depends = {need: self._built[need].key for need in self._parts[name].needs if need in self._built}
-        part = self._parts[name]
+        part, place = self._parts[name], self._places.get(name)
         key = build_key(
             recipe,
             version,
             patched=self._patched,
-            location=self._stack_dir,
+            location=place or self._stack_dir,
             commands=(part.configure, part.build, part.install),
             depends=depends,
         )
-        label = name if self._patched else f"{name}-unpatched"
+        label = name + ("" if self._patched else "-unpatched") + ("-packaged" if place else "")
         prefix, link = self._stack_dir / f"{label}-{key}", self._stack_dir / label
-        built = Built(name, self._patched, key, prefix, link, version)
+        built = Built(name, self._patched, key, prefix, link, place or prefix, version)
         if (built.prefix / "manifest.json").exists():
             self._say(f"{label}: {built.prefix.name} is there")
         else:
@@ -143,7 +149,7 @@ class Builder:
             self._run(words, cwd=work / "obj", log=work / f"check-{number}.log")
 
     def _recipe(self, name: str) -> Recipe:
-        return read_recipe(name, self._recipes / self._parts[name].recipe)
+        return read_recipe(name, self._recipes / self._parts[name].recipe, packaged=name in self._places)
 
     def _work(self, built: Built) -> Path:
         return self._stack_dir / "work" / built.prefix.name
@@ -179,7 +185,7 @@ class Builder:
                 shutil.rmtree(old)
         (work / "obj").mkdir(parents=True)
         stage = work / "stage"
-        flags = expand_flags(recipe, src=work / "src", prefix=built.prefix)
+        flags = expand_flags(recipe, src=work / "src", prefix=built.place)
         steps: list[tuple[str, Callable[[], None]]] = [
             ("unpack", lambda: self._unpack(recipe, origin, work)),
             ("patch", lambda: self._patch(recipe, work)),
@@ -193,7 +199,7 @@ class Builder:
             begin = time.monotonic()
             run()
             seconds[step] = round(time.monotonic() - begin, 1)
-        staged = stage / built.prefix.relative_to("/")
+        staged = stage / built.place.relative_to("/")
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "part": built.part,
@@ -232,7 +238,7 @@ class Builder:
             shutil.copyfile(recipe.device_file, target)
 
     def _install(self, part: Part, built: Built, work: Path, stage: Path) -> None:
-        staged = stage / built.prefix.relative_to("/")
+        staged = stage / built.place.relative_to("/")
         staged.mkdir(parents=True)
         if part.install:
             self._step(work, "install", list(part.install), env={"DESTDIR": str(stage)})

@@ -6,6 +6,7 @@ A part (QEMU, Open vSwitch, DPDK's vhost library) has a folder with
                      binary package, ``same-as-installed`` where it must match an installed library
 ``series``           names of patch mails in order
 ``configure-flags``  one argument a line; ``@SRC@`` and ``@PREFIX@`` are replaced
+``package-flags``    further ones of a build for a package, in place of those of ``configure-flags`` that they contradict
 ``build-deps``       one Debian package a line
 ``devices.mak``      (QEMU) the devices built in
 ``checks``           upstream's own tests, one command a line, run in the build directory (QEMU: ``qtests``)
@@ -62,7 +63,7 @@ def recipe_error(path: Path, line: int, what: str) -> UsageError:
     return UsageError("STACK_RECIPE", f"{where}: {what}", state="nothing was built", next=f"correct {path}")
 
 
-def read_recipe(name: str, directory: Path) -> Recipe:
+def read_recipe(name: str, directory: Path, *, packaged: bool = False) -> Recipe:
     """Read a part's folder. Raises UsageError naming file and line where it is not as described above."""
     source = _read_source(directory / "source")
     device_file = directory / "devices.mak"
@@ -75,7 +76,7 @@ def read_recipe(name: str, directory: Path) -> Recipe:
         tarball=Path(source["tarball"]) if "tarball" in source else None,
         same_as_installed=source.get("same-as-installed"),
         patches=_read_series(directory),
-        configure_flags=tuple(flag for _, flag in _lines(directory / "configure-flags")),
+        configure_flags=_read_flags(directory, packaged=packaged),
         build_deps=tuple(_read_words(directory / "build-deps")),
         device_file=device_file if device_file.exists() else None,
         checks=tuple(command for _, command in _lines(checks)) if checks else (),
@@ -126,6 +127,21 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         raise recipe_error(path, 0, "is missing") from None
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+
+
+def _read_flags(directory: Path, *, packaged: bool) -> tuple[str, ...]:
+    flags = [flag for _, flag in _lines(directory / "configure-flags")]
+    special = directory / "package-flags"
+    if not packaged or not special.exists():
+        return tuple(flags)
+    more = [flag for _, flag in _lines(special)]
+    replaced = {_subject(flag) for flag in more}
+    return (*(flag for flag in flags if _subject(flag) not in replaced), *more)
+
+
+def _subject(flag: str) -> str:
+    """What an argument of a configure script is about: ``--disable-kvm`` and ``--enable-kvm`` are about one thing."""
+    return flag.partition("=")[0].replace("--disable-", "--enable-", 1)
 
 
 def _read_words(path: Path) -> list[str]:

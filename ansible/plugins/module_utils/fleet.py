@@ -37,6 +37,7 @@ def host_record(host, came_to=None, info=None, failed=None):
         "outcome": came_to.get("outcome") or run.get("outcome"),
         "slot": info.get("slot"),
         "version": info.get("version"),
+        "protection": ((info.get("status") or {}).get("protection") or {}).get("state"),
         "why": came_to.get("why"),
         "findings": info.get("findings") or came_to.get("findings") or [],
         "problems": info.get("problems") or [],
@@ -120,7 +121,7 @@ def fleet_html(report):
             "<div class=stop><p><b>%s</b> %s: %s<p>state: %s<p>next: <code>%s</code></div>"
             % tuple(_text(stop[k]) for k in ("host", "code", "what", "state", "next"))
         )
-    heads = ("host", "", "serves", "OVS", "run", "VMs", "longest blackout", "why")
+    heads = ("host", "", "serves", "OVS", "standby", "run", "VMs", "longest blackout", "why")
     parts.append("<table><tr>%s</tr>" % "".join("<th>%s</th>" % h for h in heads))
     parts += [_row(r) for r in report["hosts"]]
     parts.append("</table></html>\n")
@@ -129,12 +130,13 @@ def fleet_html(report):
 
 def _row(r):
     blackout = "" if r["longest_blackout_us"] is None else "%.2f ms" % (r["longest_blackout_us"] / 1000)
-    return "<tr><td>%s<td class=%s>%s<td>%s<td>%s<td>%s<td class=n>%s<td class=n>%s<td>%s</tr>" % (
+    return "<tr><td>%s<td class=%s>%s<td>%s<td>%s<td>%s<td>%s<td class=n>%s<td class=n>%s<td>%s</tr>" % (
         _text(r["host"]),
         r["kind"],
         _text(r["kind"]),
         _text("slot " + r["slot"] if r["slot"] else ""),
         _text(r["version"]),
+        _text(r["protection"]),
         _text(r["run_id"]),
         len({m["vm"] for m in r["moves"]}) or "",
         blackout,

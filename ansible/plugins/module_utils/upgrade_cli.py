@@ -120,6 +120,66 @@ class Upgrade:
         return Answer(command, code, out, err)
 
 
+class Task:
+    """One call of a module that may change the host: what it has found out so far, and how it ends."""
+
+    def __init__(self, module):
+        self.module = module
+        self.params = module.params
+        self.upgrade = Upgrade(module)
+        self.result = {"changed": False, "outcome": "already", "exit_code": DONE, "exit_name": EXIT_NAMES[DONE]}
+
+    def ask(self, *words):
+        """A verb that reads; anything but an answer ends the module. Findings are an answer."""
+        answer = self.upgrade.call(*words)
+        if answer.exit_code not in (DONE, CHANGES) or answer.error():
+            if not (answer.exit_code == BLOCKED and answer.get("plan")):
+                self.fail(answer)
+        return answer
+
+    def carry_out(self, *words):
+        """A verb that changes the host; anything but its success ends the module."""
+        answer = self.upgrade.call(*words)
+        run = answer.get("run")
+        if run:
+            self.result["run"] = run
+            # taken back is as before; every other end of a run is not
+            self.result["changed"] = words[0] == "rollback" or run["outcome"] != "restored"
+        if answer.error():
+            self.fail(answer)
+        self.result.update(outcome=run["outcome"], exit_code=answer.exit_code)
+
+    def planned(self, exit_code, why):
+        """The end of a check."""
+        self.result.update(changed=True, outcome="planned", exit_code=exit_code, exit_name=EXIT_NAMES[exit_code])
+        self.end(why)
+
+    def end(self, why=None):
+        """Success."""
+        if why:
+            self.result.update(why=why, msg=why)
+        self.module.exit_json(**self.result)
+
+    def fail(self, answer):
+        """The command's own words for what went wrong."""
+        run = answer.get("run")
+        words = {BLOCKED: "blocked", UNEXPECTED: "unexpected"}
+        self.fail_with(
+            answer.error(), answer.exit_code, run["outcome"] if run else words.get(answer.exit_code, "refused")
+        )
+
+    def fail_with(self, error, exit_code, outcome):
+        """Failure; `msg` has what happened, the host's state and what to type next."""
+        error = dict(error, next=typed(error["next"], self.params["config"]))
+        self.result.update(
+            error=error,
+            outcome=outcome,
+            exit_code=exit_code,
+            exit_name=EXIT_NAMES.get(exit_code, "unexpected"),
+        )
+        self.module.fail_json(msg=message(error), **self.result)
+
+
 def _missing(command, error):
     said = {
         "schema_version": SCHEMA_VERSION,

@@ -61,6 +61,7 @@ attributes:
     description: Which slot serves, by which version.
 seealso:
   - module: ovs.hot_upgrade.hot_upgrade_info
+  - module: ovs.hot_upgrade.hot_upgrade_takeover
 """
 
 EXAMPLES = r"""
@@ -147,22 +148,8 @@ from ansible_collections.ovs.hot_upgrade.plugins.module_utils import decide
 from ansible_collections.ovs.hot_upgrade.plugins.module_utils import upgrade_cli as cli
 
 
-class Task:
-    """One call of the module: what it has found out so far, and how it ends."""
-
-    def __init__(self, module):
-        self.module = module
-        self.params = module.params
-        self.upgrade = cli.Upgrade(module)
-        self.result = {"changed": False, "outcome": "already", "exit_code": 0, "exit_name": "done"}
-
-    def ask(self, *words):
-        """A verb that reads; anything but an answer ends the module. Findings are an answer."""
-        answer = self.upgrade.call(*words)
-        if answer.exit_code not in (cli.DONE, cli.CHANGES) or answer.error():
-            if not (answer.exit_code == cli.BLOCKED and answer.get("plan")):
-                self.fail(answer)
-        return answer
+class Task(cli.Task):
+    """One call of the module."""
 
     def upgraded(self):
         """The wanted switch serves."""
@@ -243,53 +230,11 @@ class Task:
             self.fail(answer)
         return run
 
-    def carry_out(self, *words):
-        """A verb that changes the host; anything but its success ends the module."""
-        answer = self.upgrade.call(*words)
-        run = answer.get("run")
-        if run:
-            self.result["run"] = run
-            # taken back is as before; every other end of a run is not
-            self.result["changed"] = words[0] == "rollback" or run["outcome"] != "restored"
-        if answer.error():
-            self.fail(answer)
-        self.result.update(outcome=run["outcome"], exit_code=answer.exit_code)
-
     def diff(self, plan):
         """Which slot serves, before and after."""
         before = {"slot": plan["from_slot"], "version": plan["from_version"]}
         after = {"slot": plan["to_slot"], "version": plan["to_version"]}
         self.result["diff"] = {"before": before, "after": after}
-
-    def planned(self, exit_code, why):
-        """The end of a check."""
-        self.result.update(changed=True, outcome="planned", exit_code=exit_code, exit_name=cli.EXIT_NAMES[exit_code])
-        self.end(why)
-
-    def end(self, why=None):
-        """Success."""
-        if why:
-            self.result.update(why=why, msg=why)
-        self.module.exit_json(**self.result)
-
-    def fail(self, answer):
-        """The command's own words for what went wrong."""
-        run = answer.get("run")
-        words = {cli.BLOCKED: "blocked", cli.UNEXPECTED: "unexpected"}
-        self.fail_with(
-            answer.error(), answer.exit_code, run["outcome"] if run else words.get(answer.exit_code, "refused")
-        )
-
-    def fail_with(self, error, exit_code, outcome):
-        """Failure; `msg` has what happened, the host's state and what to type next."""
-        error = dict(error, next=cli.typed(error["next"], self.params["config"]))
-        self.result.update(
-            error=error,
-            outcome=outcome,
-            exit_code=exit_code,
-            exit_name=cli.EXIT_NAMES.get(exit_code, "unexpected"),
-        )
-        self.module.fail_json(msg=cli.message(error), **self.result)
 
 
 class _plan_file:  # noqa: N801 - used as a function is

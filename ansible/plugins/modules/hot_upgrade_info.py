@@ -40,6 +40,7 @@ attributes:
     platforms: posix
 seealso:
   - module: ovs.hot_upgrade.hot_upgrade
+  - module: ovs.hot_upgrade.hot_upgrade_takeover
 """
 
 EXAMPLES = r"""
@@ -75,7 +76,10 @@ healthy:
   type: bool
   sample: true
 problems:
-  description: What is wrong with the host now, each with code and what. A finding that only forbids a run is none.
+  description:
+    - What is wrong with the host now, each with code and what. A finding that only forbids a run is none.
+    - V(TAKEN_OVER) means that a switch had to be replaced by its standby since the latest upgrade, V(NOT_PROTECTED) that a
+      standby is wanted and is not there or not ready.
   returned: where status was gathered
   type: list
   elements: dict
@@ -84,7 +88,7 @@ status:
   description: As C(upgrade status --json) prints it.
   returned: where gathered
   type: dict
-  sample: {coordinator_pid: 4711, run: null, vms: {}}
+  sample: {coordinator_pid: 4711, run: null, vms: {}, protection: {state: armed, active: a, standby: b, vms: 12}}
 findings:
   description: What is to be known before a run, each with code, severity, what and remedy.
   returned: where gathered
@@ -156,9 +160,19 @@ def gather(module, upgrade):
     if "config" in wanted:
         found["config"] = _ask(module, upgrade, "config", "show", as_json=False).get("config")["config"]
     if "status" in wanted:
-        found["problems"] = decide.problems(found["status"], found.get("plan"))
+        found["problems"] = decide.problems(found["status"], found.get("plan"), *_latest_moves(module, upgrade, found))
         found["healthy"] = not found["problems"]
     return found
+
+
+def _latest_moves(module, upgrade, found):
+    """Report of the latest run that moved VMs, where a standby's runs came after it, and the runs since."""
+    run = found["status"]["run"]
+    if not run or run["strategy"] not in decide.STANDS_BY:
+        return None, ()
+    runs = _ask(module, upgrade, "history", "--limit", "200").get("history")["runs"]
+    moved = next((r["run_id"] for r in runs if r["kind"] in decide.MOVES_VMS), None)
+    return _ask(module, upgrade, "report", str(moved)).get("run") if moved is not None else None, runs
 
 
 def _ask(module, upgrade, *words, **how):
