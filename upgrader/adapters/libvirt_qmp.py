@@ -7,6 +7,8 @@ connection" and not as an error.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from upgrader.core.model import (
     VmInterface,
     VmPort,
 )
+from upgrader.core.versions import Libvirt, can
 
 log = structlog.get_logger(__name__)
 
@@ -83,14 +86,18 @@ class LibvirtQmp:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
 
         Only the process `peer_pid`, under the user it runs as, is let in. A chardev of that name that is there
-        already is left over from a run that died: it goes first.
+        already is left over from a run that died: it goes first. Where libvirt hands no descriptors on, QEMU binds the
+        socket's path anew by itself, and fails where its user may not.
         """
         domain = self._domain(port)
         if listener_fd is not None:
             self.drop_connection(port, chardev)
-            name = f"{chardev}-socket"
-            self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
-            address = {"type": "fd", "data": {"str": name}}
+            if can(Libvirt.PASS_FDS, self._version()) is False:
+                address = {"type": "unix", "data": {"path": _bound_to(listener_fd)}}
+            else:
+                name = f"{chardev}-socket"
+                self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
+                address = {"type": "fd", "data": {"str": name}}
             backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
             self._qmp(domain, "chardev-add", {"id": chardev, "backend": backend})
         peer = {"peer-pid": peer_pid, "peer-uid": Path(f"/proc/{peer_pid}").stat().st_uid}
@@ -110,6 +117,14 @@ class LibvirtQmp:
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
         arguments = {"id": port.netdev, "owner": owner, "generation": generation, "fenced": fenced}
         return _switch_result(self._qmp(self._domain(port), "netdev-vhost-user-switch", arguments))
+
+    def _version(self) -> str:
+        """Of libvirtd, e.g. ``7.0.0``."""
+        try:
+            number = self._open().getLibVersion()
+        except libvirt.libvirtError as error:
+            raise self._error("its version", error) from error
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
     def _ownerships(self, domain: Any) -> dict[str, RingOwnership]:
         """By netdev id; empty for a QEMU without the patches."""
@@ -180,6 +195,12 @@ class LibvirtQmp:
             state="the VM keeps the connections it had",
             next=f"virsh -c '{self._uri}' domstate {domain}",
         )
+
+
+def _bound_to(listener_fd: int) -> str:
+    """The path that a listening socket was bound to."""
+    with socket.socket(fileno=os.dup(listener_fd)) as listener:
+        return str(listener.getsockname())
 
 
 def _vhost_user(xml: ET.Element) -> list[ET.Element]:
