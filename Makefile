@@ -8,7 +8,7 @@ export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-fleet lint-ansible check-flower check-qemu patches-check clean
+.PHONY: help venv stack guest demo test unit lint integration show-upgrade show-coordinator show-steering show-replication show-takeover show-versions show-fleet lint-ansible check-flower check-qemu patches-check clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,9 @@ show-steering: venv ## all that steering must show; PARTS="contract runs flower 
 
 show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
+
+show-versions: stack ## the original versions, built by hand; OLD_OVS=PREFIX OLD_QEMU=BINARY OLD_LIBVIRTD=PROGRAM PARTS="form pair crash mixed refused transcripts" TRIPS=50
+	$(PY) -m tests.show.versions $(PARTS)
 
 show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet simulation install checks"
 	$(PY) -m tests.show.fleet $(PARTS)

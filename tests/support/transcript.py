@@ -119,27 +119,20 @@ def decode(at_s: float, switch: str, sender: Side, data: bytes, fds: int) -> Mes
 def _fields(name: str, flags: int, payload: bytes) -> dict[str, Any]:
     if not payload:
         return {}
-    if flags & REPLY and name not in _STATE:
-        return {"u64": struct.unpack("<Q", payload)[0]}
-    if name in _STATE:
-        if len(payload) == 8 and flags & REPLY and name != "GET_VRING_BASE":  # an acknowledgement
-            return {"u64": struct.unpack("<Q", payload)[0]}
+    if name == "GET_VRING_BASE" or (name in _STATE and not flags & REPLY):
         ring, num = struct.unpack("<II", payload)
         return {"ring": ring, "num": num}
+    if flags & REPLY:  # a value, or an acknowledgement
+        return {"u64": struct.unpack("<Q", payload)[0]}
     if name == "SET_VRING_ADDR":
-        ring, bits, descriptors, used, available, log = _ADDRESS.unpack(payload)
-        return {"ring": ring, "bits": bits, "desc": descriptors, "used": used, "avail": available, "log": log}
+        return dict(zip(("ring", "bits", "desc", "used", "avail", "log"), _ADDRESS.unpack(payload), strict=True))
     if name == "SET_MEM_TABLE":
         count, padding = struct.unpack_from("<II", payload)
         regions = [_REGION.unpack_from(payload, 8 + i * _REGION.size) for i in range(count)]
-        return {
-            "padding": padding,
-            "regions": [dict(zip(("guest", "size", "user", "offset"), r, strict=True)) for r in regions],
-        }
+        names = ("guest", "size", "user", "offset")
+        return {"padding": padding, "regions": [dict(zip(names, r, strict=True)) for r in regions]}
     (u64,) = struct.unpack("<Q", payload)
-    if name in _FD:
-        return {"ring": u64 & 0xFF, "no_fd": bool(u64 & NO_FD)}
-    return {"u64": u64}
+    return {"ring": u64 & 0xFF, "no_fd": bool(u64 & NO_FD)} if name in _FD else {"u64": u64}
 
 
 def _payload(name: str, flags: int, fields: Mapping[str, Any]) -> bytes:

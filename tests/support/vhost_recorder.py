@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,10 @@ _MEMORY_MIB = 128
 _BOOT_S = 120.0
 _READY_S = 20.0
 _MAX_FDS = 8
+
+
+#: Has the switch of that name dial a path, for as long as it lives.
+Dial = Callable[[str, Path], None]
 
 
 class Monitor:
@@ -235,9 +239,9 @@ def _write(out: int, line: dict[str, Any]) -> None:
 class Recording:
     """The scenario, step by step; each step leaves a mark."""
 
-    def __init__(self, qemu: Path, switch: Switch, directory: Path) -> None:
+    def __init__(self, qemu: Path, dial: Dial, directory: Path) -> None:
         self._stack = ExitStack()
-        self._qemu, self._switch, self.directory = qemu, switch, directory
+        self._qemu, self._dial, self.directory = qemu, dial, directory
         self._since_ns = time.monotonic_ns()
         self._marks: list[Mark] = []
         self._taps: dict[str, Tap] = {}
@@ -252,20 +256,21 @@ class Recording:
         self._marks.append(Mark((time.monotonic_ns() - self._since_ns) / 1e9, what))
 
     def boot(self) -> None:
-        for number, name in enumerate("ab", 1):
+        for name in "ab":
             self._taps[name] = Tap(self.directory, name)
             self._stack.callback(self._taps[name].kill)
             if name == "a":
                 self.mark("boot on a")
-            self._switch.add_client_port(f"v{name}", self.directory / f"{name}.tap", number=number)
+            self._dial(name, self.directory / f"{name}.tap")
         self.machine = self._stack.enter_context(machine(self._qemu, self.directory))
         eventually(lambda: guest.READY_LINE in self.machine.console, "the guest to boot", _BOOT_S)
         time.sleep(0.5)  # its driver masks and unmasks interrupts until it is up
 
-    def attach(self) -> None:
+    def attach(self, *, ready: bool = True) -> None:
         self.mark("attach b")
         self.machine.attach("b", self.directory / "b.qemu", self._taps["b"].pid)
-        self.machine.await_standby()
+        if ready:
+            self.machine.await_standby()
 
     def switch(self, to: str) -> None:
         self.mark(f"switch to {to}")
@@ -296,9 +301,14 @@ class Recording:
         return Transcript(about, tuple(lines))
 
 
-def record(qemu: Path, switch: Switch, directory: Path, **about: str) -> Transcript:
+def ports(switch: Switch) -> Dial:
+    """Each connection is a port of that switch."""
+    return lambda name, path: switch.add_client_port(f"v{name}", path, number=1 + "ab".index(name))
+
+
+def record(qemu: Path, dial: Dial, directory: Path, **about: str) -> Transcript:
     """The whole scenario: boot, a standby, there and back, stop and cont, there again, and the owner's death."""
-    with Recording(qemu, switch, directory) as recording:
+    with Recording(qemu, dial, directory) as recording:
         recording.boot()
         recording.attach()
         recording.switch("b")
@@ -309,18 +319,26 @@ def record(qemu: Path, switch: Switch, directory: Path, **about: str) -> Transcr
         return recording.transcript(**about)
 
 
-def main(argv: list[str]) -> None:
-    if argv[0] == "--tap":
-        tap(argv[1], Path(argv[2]))
-    qemu, prefix, out = map(Path, argv)
+def record_to(qemu: Path, prefix: Path, out: Path) -> Transcript:
+    """Record the scenario with that QEMU and that OVS, and keep it in a file, too."""
     with tempfile.TemporaryDirectory(prefix="vhost-") as folder:
         versions = gate.run([str(prefix / "sbin/ovs-vswitchd"), "--version"]).stdout.splitlines()
         about = {
             "qemu": gate.run([str(qemu), "--version"]).stdout.splitlines()[0],
             "switch": ", ".join(line for line in versions if line.startswith(("ovs-vswitchd", "DPDK"))),
+            "recorded": time.strftime("%Y-%m-%d"),
         }
         with running(prefix, Path(folder) / "switch") as switch:
-            save(record(qemu, switch, Path(folder), **about), out)
+            transcript = record(qemu, ports(switch), Path(folder), **about)
+    save(transcript, out)
+    return transcript
+
+
+def main(argv: list[str]) -> None:
+    if argv[0] == "--tap":
+        tap(argv[1], Path(argv[2]))
+    qemu, prefix, out = map(Path, argv)
+    record_to(qemu, prefix, out)
 
 
 if __name__ == "__main__":

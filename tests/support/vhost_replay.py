@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tests.support.transcript import (
@@ -149,10 +153,10 @@ class BackEnd:
         return answer
 
     def poll(self) -> int:
-        """Use up what is available on every live ring; how many buffers that was."""
+        """Use up what is available on every live transmit ring; how many buffers that was. To the guest nothing is sent."""
         count = 0
         for number, ring in self._rings.items():
-            if not (ring.kicked and ring.enabled and ring.placed):
+            if not (number % 2 and ring.kicked and ring.enabled and ring.placed):
                 continue
             now = ring.next
             while now != self._memory.u16(ring.avail + 2):
@@ -164,6 +168,42 @@ class BackEnd:
                 count += 1
             self._rings[number] = replace(ring, next=now)
         return count
+
+
+class Dialled(threading.Thread):
+    """A backend in a thread, which dials QEMU as a switch does and serves until it is told to end, or QEMU hangs up."""
+
+    def __init__(self, path: Path, features: int, protocol: int, pairs: int) -> None:
+        super().__init__(name=f"backend at {path.name}", daemon=True)
+        self._path, self._offers = path, (features, protocol, pairs)
+        self._ended = threading.Event()
+        self.failed: Exception | None = None
+        self.served = 0
+
+    def run(self) -> None:
+        try:
+            while not self._ended.is_set():
+                with socket.socket(socket.AF_UNIX) as peer:
+                    try:
+                        peer.connect(str(self._path))
+                    except OSError:
+                        time.sleep(0.05)
+                        continue
+                    self._serve(BackEnd(peer, *self._offers))
+        except Exception as error:  # noqa: BLE001 - told to the test, which is another thread
+            self.failed = error
+
+    def _serve(self, backend: BackEnd) -> None:
+        while not self._ended.is_set():
+            if select.select([backend.peer], [], [], 0.001)[0]:
+                if not backend.peer.recv(1, socket.MSG_PEEK):
+                    return
+                backend.handle()
+            self.served += backend.poll()
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(timeout=10)
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,23 @@ class LibvirtQmp:
 
     def vm_interfaces(self) -> tuple[VmInterface, ...]:
         found = []
-        for domain in self._domains():
+        domains = self._domains()
+        version = self._version() if domains else None
+        for domain in domains:
             try:
                 xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
                 elements = _vhost_user(xml)
                 connections = self._ownerships(domain) if elements else {}
                 qemu = self._qemu_version(domain) if connections else None
+                root = _runs_as_root(xml)
             except (libvirt.libvirtError, _VmGoneError) as error:
                 if isinstance(error, _VmGoneError) or error.get_error_code() in _GONE:
                     continue  # it ended between the list and the look
                 raise self._error(domain.name(), error) from error
-            found += [_vm_interface(domain, element, connections, qemu) for element in elements]
+            found += [
+                replace(_vm_interface(domain, element, connections), qemu=qemu, libvirt=version, root=root)
+                for element in elements
+            ]
         return tuple(sorted(found, key=lambda i: (i.domain, i.netdev)))
 
     def _domains(self) -> list[Any]:
@@ -207,9 +214,13 @@ def _vhost_user(xml: ET.Element) -> list[ET.Element]:
     return [e for e in xml.iterfind("./devices/interface[@type='vhostuser']") if e.find("source") is not None]
 
 
-def _vm_interface(
-    domain: Any, element: ET.Element, connections: dict[str, RingOwnership], qemu: str | None
-) -> VmInterface:
+def _runs_as_root(xml: ET.Element) -> bool | None:
+    """By the label ``+UID:+GID`` of libvirt's DAC driver; None where that is off."""
+    label = xml.findtext("./seclabel[@model='dac']/label")
+    return label.startswith("+0:") if label else None
+
+
+def _vm_interface(domain: Any, element: ET.Element, connections: dict[str, RingOwnership]) -> VmInterface:
     """libvirt derives QEMU's ids from the alias: netdev ``host<alias>``, chardev ``char<alias>``."""
     alias = _attribute(element, "alias", "name")
     netdev = f"host{alias}"
@@ -221,7 +232,6 @@ def _vm_interface(
         netdev=netdev,
         chardev=f"char{alias}",
         ownership=connections.get(netdev),
-        qemu=qemu,
     )
 
 
