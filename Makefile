@@ -85,6 +85,9 @@ show-takeover: stack ## all that takeover must show so far; PARTS="simulated tes
 packages: venv ## .deb packages in build/packages, judged by lintian; REVISION=1
 	$(PY) -m upgrader.lab.packages --revision $(or $(REVISION),1)
 
+show-versions: stack ## the original versions, built by hand; OLD_OVS=PREFIX OLD_QEMU=BINARY OLD_LIBVIRTD=PROGRAM PARTS="form pair crash mixed refused transcripts" TRIPS=50
+	$(PY) -m tests.show.versions $(PARTS)
+
 show-fleet: stack ## what there is of the fleet's tools; PARTS="modules fleet simulation install packages checks"
 	$(PY) -m tests.show.fleet $(PARTS)
 

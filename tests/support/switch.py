@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from upgrader.adapters import gate
+from upgrader.lab import vintage
 
 SYS_PIDFD_GETFD = 438
 READY_S = 30.0
@@ -69,11 +70,13 @@ class Switch:
         config = {"dpdk-init": "true", "pmd-maxsleep": "200"}
         if self._hugepages:
             config |= dict.fromkeys(("dpdk-socket-mem", "dpdk-socket-limit"), str(self._memory_mb))
-            memory = "--in-memory"
+            memory = "--in-memory --no-telemetry"
+        elif vintage.keeps_files(self.prefix):
+            memory = f"--no-huge --no-shconf -m {self._memory_mb}"
         else:
             # Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
-            memory = f"--no-huge --legacy-mem --no-shconf -m {self._memory_mb}"
-        config["dpdk-extra"] = f"{memory} --no-pci --no-telemetry"
+            memory = f"--no-huge --legacy-mem --no-shconf -m {self._memory_mb} --no-telemetry"
+        config["dpdk-extra"] = f"{memory} --no-pci"
         if self._small_pools:
             config["per-port-memory"] = "true"
         settings = [f'other_config:{key}="{value}"' for key, value in config.items()]
@@ -110,7 +113,7 @@ class Switch:
 
     def appctl(self, *words: str) -> str:
         """Run ovs-appctl on the switch."""
-        return self._tool("ovs-appctl", "-t", f"{self.directory}/ovs-vswitchd.{self.pid}.ctl", *words)
+        return self._tool("ovs-appctl", "-t", str(self._control()), *words)
 
     def interface(self, name: str, column: str) -> str:
         """Return a column of an interface."""
@@ -155,7 +158,12 @@ class Switch:
         code = self._processes[-1].poll()
         if code is not None:
             raise AssertionError(f"the switch ended with {code}:\n{self.log()[-2000:]}")
+        if vintage.keeps_files(self.prefix):
+            return bool(self._control().exists())  # it has no column for that; ovs-vsctl waits for what is configured
         return "true" in self.vsctl("get", "Open_vSwitch", ".", "dpdk_initialized")
+
+    def _control(self) -> Path:
+        return self.directory / f"ovs-vswitchd.{self.pid}.ctl"
 
     def _tool(self, name: str, *words: str) -> str:
         return gate.run([str(self.prefix / "bin" / name), *words], env=self.env).stdout

@@ -8,7 +8,7 @@ import pytest
 
 from upgrader.core.findings import Severity, find
 from upgrader.core.model import HostFacts
-from upgrader.core.versions import Dpdk, Ovs, Qemu, can, parse
+from upgrader.core.versions import Dpdk, Libvirt, Ovs, Qemu, can, parse
 from upgrader.sim.facts import host_facts
 
 
@@ -29,6 +29,9 @@ from upgrader.sim.facts import host_facts
         (Dpdk.REPLY_ACK, "20.08.0", True),
         (Ovs.LOG_LEVELS, "2.9.0", False),
         (Ovs.LOG_LEVELS, "3.1.0", True),
+        (Libvirt.PASS_FDS, "7.0.0", False),
+        (Libvirt.PASS_FDS, "8.2.0", True),
+        (Libvirt.PASS_FDS, "9.0.0", True),
         (Qemu.BARRIER, "2.9.0", True),
         (Qemu.BARRIER, "2.9.1", True),
         (Qemu.BARRIER, "7.2.19", False),
@@ -38,7 +41,7 @@ from upgrader.sim.facts import host_facts
         (Dpdk.RING_LOCK, "unknown", None),
     ],
 )
-def test_the_table(what: Dpdk | Ovs | Qemu, version: str | None, expected: bool | None) -> None:
+def test_the_table(what: Dpdk | Libvirt | Ovs | Qemu, version: str | None, expected: bool | None) -> None:
     assert can(what, version) is expected
 
 
@@ -90,6 +93,23 @@ def test_a_qemu_that_needs_answers_and_a_switch_that_hides_them() -> None:
     assert (finding.code, finding.severity) == ("ANSWERS_HIDDEN", Severity.BLOCKING)
     assert "slot a" in finding.what
     assert "vhost-iommu-support=true" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("libvirt", "root", "expected"),
+    [
+        ("7.0.0", False, [("SOCKET_NOT_PASSED", Severity.BLOCKING)]),
+        ("7.0.0", None, [("SOCKET_NOT_PASSED", Severity.BLOCKING)]),
+        ("7.0.0", True, []),
+        ("9.0.0", False, []),
+        (None, False, []),
+    ],
+)
+def test_a_qemu_that_has_to_make_the_socket_by_itself(
+    libvirt: str | None, root: bool | None, expected: list[tuple[str, Severity]]
+) -> None:
+    facts = on("22.11.11", "22.11.11")
+    assert found(replace(facts, ports=tuple(replace(p, libvirt=libvirt, root=root) for p in facts.ports))) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ connection" and not as an error.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import xml.etree.ElementTree as ET
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from upgrader.core.model import (
     VmInterface,
     VmPort,
 )
+from upgrader.core.versions import Libvirt, can
 
 log = structlog.get_logger(__name__)
 
@@ -59,17 +63,22 @@ class LibvirtQmp:
         domains = self._domains()
         running = {_process(d) for d in domains}
         self._versions = {process: v for process, v in self._versions.items() if process in running}
+        version = self._version() if domains else None
         for domain in domains:
             try:
                 xml = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirtd's own output, over a root-only socket
                 elements = _vhost_user(xml)
                 connections = self._ownerships(domain) if elements else {}
                 qemu = self._qemu_version(domain) if connections else None
+                root = _runs_as_root(xml)
             except (libvirt.libvirtError, _VmGoneError) as error:
                 if isinstance(error, _VmGoneError) or error.get_error_code() in _GONE:
                     continue  # it ended between the list and the look
                 raise self._error(domain.name(), error) from error
-            found += [_vm_interface(domain, element, connections, qemu) for element in elements]
+            found += [
+                replace(_vm_interface(domain, element, connections), qemu=qemu, libvirt=version, root=root)
+                for element in elements
+            ]
         return tuple(sorted(found, key=lambda i: (i.domain, i.netdev)))
 
     def _domains(self) -> list[Any]:
@@ -88,7 +97,8 @@ class LibvirtQmp:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
 
         Only the process `peer_pid`, under the user it runs as, is let in. A chardev of that name that is there
-        already is left over from a run that died: it goes first; where QEMU refuses, the new one goes again.
+        already is left over from a run that died: it goes first; where QEMU refuses, the new one goes again. Where
+        libvirt hands no descriptors on, QEMU binds the socket's path anew by itself, and fails where its user may not.
         """
         domain = self._domain(port)
         try:
@@ -102,9 +112,12 @@ class LibvirtQmp:
             ) from error
         if listener_fd is not None:
             self.drop_connection(port, chardev)
-            name = f"{chardev}-socket"
-            self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
-            address = {"type": "fd", "data": {"str": name}}
+            if can(Libvirt.PASS_FDS, self._version()) is False:
+                address = {"type": "unix", "data": {"path": _bound_to(listener_fd)}}
+            else:
+                name = f"{chardev}-socket"
+                self._qmp(domain, "getfd", {"fdname": name}, fds=[listener_fd])
+                address = {"type": "fd", "data": {"str": name}}
             backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
             self._qmp(domain, "chardev-add", {"id": chardev, "backend": backend})
         try:
@@ -129,6 +142,14 @@ class LibvirtQmp:
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
         arguments = {"id": port.netdev, "owner": owner, "generation": generation, "fenced": fenced}
         return _switch_result(self._qmp(self._domain(port), "netdev-vhost-user-switch", arguments))
+
+    def _version(self) -> str:
+        """Of libvirtd, e.g. ``7.0.0``."""
+        try:
+            number = self._open().getLibVersion()
+        except libvirt.libvirtError as error:
+            raise self._error("its version", error) from error
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
     def _ownerships(self, domain: Any) -> dict[str, RingOwnership]:
         """By netdev id; empty for a QEMU without the patches."""
@@ -210,13 +231,23 @@ def _process(domain: Any) -> tuple[str, int]:
     return domain.UUIDString(), domain.ID()
 
 
+def _bound_to(listener_fd: int) -> str:
+    """The path that a listening socket was bound to."""
+    with socket.socket(fileno=os.dup(listener_fd)) as listener:
+        return str(listener.getsockname())
+
+
 def _vhost_user(xml: ET.Element) -> list[ET.Element]:
     return [e for e in xml.iterfind("./devices/interface[@type='vhostuser']") if e.find("source") is not None]
 
 
-def _vm_interface(
-    domain: Any, element: ET.Element, connections: dict[str, RingOwnership], qemu: str | None
-) -> VmInterface:
+def _runs_as_root(xml: ET.Element) -> bool | None:
+    """By the label ``+UID:+GID`` of libvirt's DAC driver; None where that is off."""
+    label = xml.findtext("./seclabel[@model='dac']/label")
+    return label.startswith("+0:") if label else None
+
+
+def _vm_interface(domain: Any, element: ET.Element, connections: dict[str, RingOwnership]) -> VmInterface:
     """libvirt derives QEMU's ids from the alias: netdev ``host<alias>``, chardev ``char<alias>``."""
     alias = _attribute(element, "alias", "name")
     netdev = f"host{alias}"
@@ -228,7 +259,6 @@ def _vm_interface(
         netdev=netdev,
         chardev=f"char{alias}",
         ownership=connections.get(netdev),
-        qemu=qemu,
     )
 
 

@@ -50,6 +50,8 @@ def join(
                 vni=_vni(interface.external_id(vni_key)),
                 ownership=vm.ownership,
                 qemu=vm.qemu,
+                libvirt=vm.libvirt,
+                root=vm.root,
             )
         )
     orphans += [OrphanInterface(None, i.name, socket) for socket, i in sorted(by_socket.items())]

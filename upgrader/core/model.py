@@ -161,6 +161,8 @@ class VmInterface:
     chardev    QEMU's chardev id of that socket, e.g. ``charnet0``
     ownership  None: this QEMU has no second connection (unpatched)
     qemu       its version, e.g. ``7.2.19``; None where it did not say
+    libvirt    of libvirtd, e.g. ``9.0.0``; None where it did not say
+    root       whether its QEMU runs as root, None where libvirt does not say
     """
 
     domain: str
@@ -171,6 +173,8 @@ class VmInterface:
     chardev: str
     ownership: RingOwnership | None
     qemu: str | None = None
+    libvirt: str | None = None
+    root: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +196,8 @@ class VmPort:
     vni: int | None
     ownership: RingOwnership | None
     qemu: str | None = None
+    libvirt: str | None = None
+    root: bool | None = None
 
     @property
     def label(self) -> str:

@@ -6,13 +6,23 @@ from collections.abc import Iterator
 
 from upgrader.core.finding import Finding, Severity, blocking, some
 from upgrader.core.model import HostFacts
-from upgrader.core.versions import Dpdk, Qemu, can
+from upgrader.core.versions import Dpdk, Libvirt, Qemu, can
 
 
 def versions(facts: HostFacts) -> Iterator[Finding]:
     """Of both slots: rings leave the one as they enter the other, and may have to come back."""
     need_answers = sorted({p.domain for p in facts.ports if p.ownership and can(Qemu.BARRIER, p.qemu) is False})
     hidden_by_config = facts.switch is None or not facts.switch.vhost_iommu
+    not_handed = {
+        p.domain for p in facts.ports if p.ownership and can(Libvirt.PASS_FDS, p.libvirt) is False and not p.root
+    }
+    if not_handed:
+        yield blocking(
+            "SOCKET_NOT_PASSED",
+            f"libvirt hands no descriptors on (that came with 8.2), so the QEMU of {some(not_handed)} would have to make "
+            "the standby's socket by itself, in a folder of root's, and it does not run as root",
+            'newer libvirt, where it takes this QEMU; else user = "root" in /etc/libvirt/qemu.conf, and the VMs restarted',
+        )
     for slot in facts.slots:
         name, dpdk = slot.slot.name, slot.dpdk_version
         if can(Dpdk.RING_LOCK, dpdk) is False:

@@ -59,6 +59,17 @@ class Ovs(Enum):
 
 
 @unique
+class Libvirt(Enum):
+    """What a libvirtd can do.
+
+    PASS_FDS  hand descriptors on to a QEMU's monitor (virDomainQemuMonitorCommandWithFiles). No release has both this
+              and QEMUs before 2.11
+    """
+
+    PASS_FDS = Since((8, 2))
+
+
+@unique
 class Qemu(Enum):
     """What a version of QEMU, with the series of patches for it, can do.
 
@@ -70,7 +81,7 @@ class Qemu(Enum):
     MEMFD = Since((2, 12))
 
 
-def can(what: Dpdk | Ovs | Qemu, version: str | None) -> bool | None:
+def can(what: Dpdk | Ovs | Libvirt | Qemu, version: str | None) -> bool | None:
     """Whether that version can; None where the version is not known, which decides nothing."""
     numbers = parse(version)
     since: Since = what.value

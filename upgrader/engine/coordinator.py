@@ -11,7 +11,7 @@ from upgrader.core import arming
 from upgrader.core import plan as planning
 from upgrader.core.errors import BlockedError, UpgradeError
 from upgrader.core.journal import Data, Event, EventKind, Heading, RunView, recorded
-from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
+from upgrader.core.lifecycle import UNFINISHED, RunState
 from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
 from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
 from upgrader.core.takeover import TakeoverPolicy

@@ -19,6 +19,7 @@ from upgrader.adapters.slot_process import SlotProcesses, slot_env
 from upgrader.core.errors import HostError
 from upgrader.core.model import Slot
 from upgrader.lab import spec as names
+from upgrader.lab import vintage
 from upgrader.lab.spec import LabSpec, Vm
 
 _TUNNEL_OFPORT: Final = 1
@@ -74,7 +75,7 @@ def _arp_answer(ip: str, mac: str) -> str:
     )
 
 
-def daemon_options(slot: Slot) -> list[str]:
+def daemon_options(lab: LabSpec, slot: Slot) -> list[str]:
     """ovs-vsctl(8) arguments that have to stand in the database before ovs-vswitchd starts."""
     return [
         "set",
@@ -91,6 +92,7 @@ def daemon_options(slot: Slot) -> list[str]:
         # A rebalance of queues in the middle of a measurement would be felt and not be the upgrade's doing.
         "other_config:pmd-auto-lb=false",
         "other_config:userspace-tso-enable=false",
+        *(["other_config:vhost-iommu-support=true"] if vintage.hides_answers(lab) else []),
     ]
 
 
@@ -140,7 +142,7 @@ def start_switch(lab: LabSpec, slot: Slot) -> None:
     """Start the slot's daemons and tell them everything. Raises CommandError, HostError."""
     processes = SlotProcesses()
     processes.start_database(slot)
-    vsctl(slot, "--no-wait", "init", "--", *daemon_options(slot))
+    vsctl(slot, "--no-wait", "init", "--", *daemon_options(lab, slot))
     processes.start_switch(slot)
     vsctl(slot, *bridge_options(lab, slot))
     _wait_for_uplink(slot)

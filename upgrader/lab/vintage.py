@@ -24,10 +24,20 @@ def _said(program: Path) -> str:
         return ""
 
 
+def _dpdk(prefix: Path) -> str | None:
+    """The line of an installed OVS about its DPDK."""
+    return next((line for line in _said(prefix / "sbin/ovs-vswitchd").splitlines() if line.startswith("DPDK ")), None)
+
+
 def keeps_files(prefix: Path) -> bool:
     """Whether the DPDK of that OVS has its hugepages in files; False where its version is not known."""
-    dpdk = next((line for line in _said(prefix / "sbin/ovs-vswitchd").splitlines() if line.startswith("DPDK ")), None)
-    return can(Dpdk.IN_MEMORY, dpdk) is False
+    return can(Dpdk.IN_MEMORY, _dpdk(prefix)) is False
+
+
+def hides_answers(lab: LabSpec) -> bool:
+    """Whether the guests' QEMU needs acknowledgements that a slot's DPDK has with vhost-iommu-support only."""
+    hidden = any(can(Dpdk.REPLY_ACK, _dpdk(lab.prefix(slot))) is False for slot in SLOTS)
+    return hidden and can(Qemu.BARRIER, _said(lab.qemu_binary)) is False
 
 
 def has_memfd(qemu_binary: Path) -> bool:
