@@ -107,6 +107,9 @@ class Libvirt:
     def isAlive(self) -> bool:  # noqa: N802
         return self.alive
 
+    def getLibVersion(self) -> int:  # noqa: N802
+        return 9_000_000
+
     def listAllDomains(self, _flags: int) -> list[Domain]:  # noqa: N802
         return self.domains
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, sim_run
 from upgrader.core.errors import BlockedError, SupersededError
+from upgrader.core.journal import Event, EventKind
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.plan import Policy
 from upgrader.core.report import report
@@ -509,15 +510,15 @@ def test_a_pause_under_which_the_new_switch_dies_goes_back(tmp_path: Path, vms: 
     run = sim_run(tmp_path, vms)
     run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "start_switch b" else None
     assert run.begin().forward().state is RunState.PAUSED
-    first = len(run.world.calls) + 1
+    run.world.fault = lambda name, count: None
 
-    def die(name: str, count: int) -> None:
-        if count == first:
+    def die(_view: RunView, event: Event | None) -> None:
+        """Between two steps: the one before did not notice."""
+        if event and event.kind is EventKind.OUTCOME and run.world.pids["b"] is not None:
             run.world.die("b")
             run.control.ask(request_)
 
-    run.world.fault = die
-    told = report(run.resume().forward())
+    told = report(run.coordinator.resume(run.control, die).forward())
     assert (told.outcome, told.reason) == ("restored", "SWITCH_DIED")
     disarm(run)
     settled(run.world, "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from upgrader.core.errors import StepError
+from upgrader.core.model import Slot
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 from upgrader.steps.move_control import hand_control
@@ -64,7 +65,7 @@ def _reclaim(context: Context) -> list[str]:
     """
     host, source, target = context.host, context.source, context.target
     found = []
-    if not host.database.in_control(source):
+    if _control_is_not_with(context, source, target):
         hand_control(context, target, source)
         found.append("control")
     if host.well_known.current() == target.name:
@@ -74,6 +75,14 @@ def _reclaim(context: Context) -> list[str]:
         context.steer_to_owners()
         found.append("traffic")
     return found
+
+
+def _control_is_not_with(context: Context, source: Slot, target: Slot) -> bool:
+    """A database server of the old switch that died tells nothing: then it counts whether the other one has control."""
+    host = context.host
+    if host.processes.status(source).ovsdb_pid is not None:
+        return not host.database.in_control(source)
+    return host.processes.status(target).ovsdb_pid is not None and host.database.in_control(target)
 
 
 def _require_idle(context: Context) -> None:
