@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, sim_run
 from upgrader.core.errors import BlockedError, SupersededError
-from upgrader.core.journal import Event, EventKind
+from upgrader.core.journal import Event, EventKind, RunView
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.plan import Policy
 from upgrader.core.report import report
