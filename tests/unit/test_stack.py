@@ -245,6 +245,18 @@ def test_build_is_installed_behind_a_link_and_not_repeated(toy: Path) -> None:
     assert not build(toy).seconds, "nothing was to be built the second time"
 
 
+def test_folder_shared_by_a_link_holds_one_build_that_does_not_depend_on_the_link(toy: Path, tmp_path: Path) -> None:
+    shared, other = tmp_path / "build/stack", tmp_path / "another clone"
+    shared.mkdir(parents=True)
+    other.mkdir()
+    (other / "stack").symlink_to(shared)
+    first = stack.build_stack(other, parts=["toy"], recipes=toy)[0]
+    assert first.prefix.parent == shared
+    assert json.loads((first.prefix / "manifest.json").read_text())["configure"] == [str(first.prefix)]
+    second = build(toy)
+    assert (second.prefix, second.seconds) == (first.prefix, {}), "nothing was to be built the second time"
+
+
 def test_unpatched_build_goes_beside(toy: Path) -> None:
     patched, unpatched = build(toy), build(toy, patched=False)
     assert unpatched.link.name == "toy-unpatched"

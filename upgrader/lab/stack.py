@@ -84,7 +84,8 @@ def build_stack(
             state="nothing was built",
             next=f"name one of {', '.join(PARTS)}",
         )
-    stack_dir = build_dir.resolve() / "stack"
+    # The folder itself, not a link to it: its path is part of the keys, and the switch looks for its DPDK there.
+    stack_dir = (build_dir / "stack").resolve()
     stack_dir.mkdir(parents=True, exist_ok=True)
     # The unpatched switch runs on the distribution's own DPDK.
     wanted = [need for name in parts for need in (*(PARTS[name].needs if patched else ()), name)]
