@@ -58,7 +58,8 @@ def arm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str,
 def disarm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...], policy: Policy) -> Plan:
     """What brings every VM to the active slot, where they are, and ends the other."""
     made = planning.restore(facts, capabilities, facts.active or "a", accept, policy)
-    return replace(made, id=plan_id(PlanKind.DISARM, made.id), kind=PlanKind.DISARM)
+    loses = made.loses if made.ports else "nothing: no VM is moved"
+    return replace(made, id=plan_id(PlanKind.DISARM, made.id), kind=PlanKind.DISARM, loses=loses)
 
 
 def takeover(facts: HostFacts, policy: Policy) -> Plan:
