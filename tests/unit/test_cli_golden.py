@@ -326,7 +326,9 @@ def x710_of(*, out_of_tree: bool = True, vfs: type[FakeVfs] = Fabric, rule: bool
     """A host whose overlay an X710 steers, to slot a where there is a `rule`."""
 
     def scene(host: Operator) -> None:
-        host.config.write_text(host.config.read_text().replace("[nic]", '[nic]\nadapter = "ethtool"'))
+        host.config.write_text(
+            host.config.read_text().replace("[nic]", '[nic]\nadapter = "ethtool"\nvfs = { a = 0, b = 1 }')
+        )
         nic = FakeNic(host.directory / "nic", shim()[1], out_of_tree=out_of_tree)
         steering = x710(nic, vfs(nic))
         if rule:

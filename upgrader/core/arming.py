@@ -86,7 +86,9 @@ def takeover(facts: HostFacts, policy: Policy) -> Plan:
     if bare:
         severity = Severity.BLOCKING if len(running) == len(facts.slots) else Severity.WARNING
         what = f"slot {target} does not stand by on {', '.join(bare[:5])}"
-        found.append(Finding("STANDBY_NOT_READY", severity, what, "upgrade arm"))
+        anew = f"nothing: slot {target} connects to them anew, and they see their link go down and come up"
+        remedy = "upgrade arm" if severity is Severity.BLOCKING else anew
+        found.append(Finding("STANDBY_NOT_READY", severity, what, remedy))
     switch = facts.slot(target).switch
     ports = tuple(without_rings(p) for p in facts.ports)
     bound = standing_bindings(ports, switch, facts.slot(target).slot) if switch else ()
