@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 from structlog.testing import capture_logs
 
+from tests.support.configs import SOUND
 from tests.support.runs import SimRun, sim_run
 from upgrader import wiring
 from upgrader.adapters.journal import SqliteJournal, plan_to_json
@@ -39,29 +40,12 @@ _LINES = 400
 _LONGEST_S = 20.0
 _SEEN_S = 0.5  # several times as long as a command waits before it looks at the journal again
 
-CONFIG = """\
+CONFIG = f"""\
 [host]
 journal = "journal.db"
 socket = "upgraded.sock"
 lock = "run.lock"
-[nic]
-pf = "eth0"
-[slots.a]
-prefix = "/usr"
-rundir = "/run/openvswitch"
-vf = "vf1"
-representor = "vf1r"
-devargs = "0000:01:02.0"
-pmd_cpu_mask = "0x6"
-[slots.b]
-prefix = "/opt/ovs"
-rundir = "/run/ovs-b"
-netns = "ovs-b"
-vf = "vf2"
-representor = "vf2r"
-devargs = "0000:01:02.1"
-pmd_cpu_mask = "0x18"
-"""
+{SOUND.lstrip()}"""
 
 
 class Operator:
