@@ -115,7 +115,7 @@ def probe(
             "NOT_A_MAC",
             f"{mac} is no MAC address",
             state="nothing was changed",
-            next=f"upgrade nic probe --vni {vni} --mac 52:54:00:00:00:01",
+            next="virsh domiflist VM   (it lists them), then: upgrade nic probe --vni VNI --mac MAC",
         )
     _, steering = _open(context)
     rule = who_gets(steering.rules(), vni, mac)
