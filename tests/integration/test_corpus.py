@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.corpus import BridgeCorpus, apply, corpora, mutate, mutations
-from tests.support.slots import SlotFactory, vsctl
+from tests.support.slots import Pair, SlotFactory, vsctl
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
-from upgrader.core.model import Slot
 from upgrader.core.proof import Difference
 
 pytestmark = pytest.mark.integration
-
-
-@dataclass(frozen=True)
-class Pair:
-    a: Slot
-    b: Slot
 
 
 @pytest.fixture(scope="module", name="pair")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.slots import SlotFactory, ofctl, vsctl
+from tests.support.slots import Pair, SlotFactory, ofctl, vsctl
 from upgrader.adapters import gate
 from upgrader.adapters.host_resources import HostResources
 from upgrader.adapters.ofctl import Ofctl
@@ -96,14 +96,6 @@ def differences(a: Slot, b: Slot) -> list[Difference]:
         *openflow.differences(a, b, "br-int", hold=True),
         *openflow.learned_differences(a, b, ["br-int"]),
     ]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An active slot, and a standby that was started from it and follows it."""
-
-    a: Slot
-    b: Slot
 
 
 @pytest.fixture(scope="module", name="pair")

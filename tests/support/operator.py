@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ import pytest
 from rich.console import Console
 from structlog.testing import capture_logs
 
+from tests.support.configs import SOUND
 from tests.support.runs import SimRun, sim_run
 from upgrader import wiring
 from upgrader.adapters.journal import SqliteJournal, plan_to_json
-from upgrader.cli import app, reading, render, verbs
+from upgrader.cli import app, here, nic, protection, reading, render, runs, verbs
 from upgrader.core.errors import UpgradeError
 from upgrader.core.plan import Policy
 from upgrader.daemon import client as daemon_client
 from upgrader.daemon.protocol import RemoteError, error_fields
 from upgrader.daemon.server import Runner
 from upgrader.engine.control import Request
+from upgrader.lab import commands as lab_commands
 
 EPOCH_S = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC: when the simulated clock begins
 POLICY = Policy(soak_s=0.4, canary_check_s=0.2)
@@ -38,29 +40,12 @@ _LINES = 400
 _LONGEST_S = 20.0
 _SEEN_S = 0.5  # several times as long as a command waits before it looks at the journal again
 
-CONFIG = """\
+CONFIG = f"""\
 [host]
 journal = "journal.db"
 socket = "upgraded.sock"
 lock = "run.lock"
-[nic]
-pf = "eth0"
-[slots.a]
-prefix = "/usr"
-rundir = "/run/openvswitch"
-vf = "vf1"
-representor = "vf1r"
-devargs = "0000:01:02.0"
-pmd_cpu_mask = "0x6"
-[slots.b]
-prefix = "/opt/ovs"
-rundir = "/run/ovs-b"
-netns = "ovs-b"
-vf = "vf2"
-representor = "vf2r"
-devargs = "0000:01:02.1"
-pmd_cpu_mask = "0x18"
-"""
+{SOUND.lstrip()}"""
 
 
 class Operator:
@@ -76,7 +61,7 @@ class Operator:
         self.config.write_text(CONFIG)
         patch.chdir(directory)
         patch.setenv("OVS_UPGRADE_CONFIG", "config.toml")
-        patch.setattr(verbs.os, "geteuid", lambda: 0)
+        patch.setattr(here.os, "geteuid", lambda: 0)
         self.sim: SimRun = sim_run(Path(), vms, policy)
         self.sim.world.now = EPOCH_S
         self.sim.journal = SqliteJournal(directory / "journal.db")  # type: ignore[assignment]
@@ -85,7 +70,7 @@ class Operator:
         patch.setattr(wiring, "setup", lambda settings: replace(self.sim.setup, accept=settings.policy.accept))
         self.runner: Runner | None = None
         self.let_go = threading.Event()  # what a run that `daemon_runs` waits for
-        patch.setattr(verbs, "_daemon", lambda options: self.client())
+        patch.setattr(here, "daemon", lambda options: self.client())
         patch.setattr(render.time, "time", lambda: self.sim.world.now + 42)
         self.coordinator_runs(None)
         patch.setattr(daemon_client, "connect", lambda path: None)
@@ -98,6 +83,10 @@ class Operator:
         if self.runner is None or not self.runner.busy:
             self.runner = Runner(self.sim.coordinator)
         return InProcess(self.runner, self.let_go)
+
+    def daemon_guards(self) -> None:
+        """A daemon runs that looks after the host's protection whenever it is asked of it."""
+        self._patch.setattr(daemon_client, "connect", lambda path: self.client())
 
     def daemon_runs(self, call: str) -> None:
         """A run that another command began is under way, and waits at this effect until it is asked to stop."""
@@ -156,9 +145,8 @@ class Operator:
 
         out, err = redirect_stdout(screen), redirect_stderr(screen)
         with out, err, self._sane(), capture_logs(), self._patch.context() as patch:
-            patch.setattr(verbs, "consoles", terminals)
-            patch.setattr(reading, "consoles", terminals)
-            patch.setattr(app, "consoles", terminals)
+            for module in (app, nic, protection, reading, runs, verbs, lab_commands):
+                patch.setattr(module, "consoles", terminals)
             code = app._main(list(words))
         return code, screen.getvalue()
 
@@ -189,6 +177,7 @@ class InProcess(daemon_client.Client):
             "resume": self._runner.resume,
             "rollback": self._runner.rollback,
             "ask": lambda: self._runner.ask(Request(params["request"])),
+            "protection": self._protection,
         }
         try:
             started = methods[method]()
@@ -196,9 +185,13 @@ class InProcess(daemon_client.Client):
             raise RemoteError(error_fields(error)) from error
         if method == "ask":
             self._asked.set()
-        if self.waits and method != "ping":
+        if self.waits and method not in ("ping", "protection"):
             self._runner.join(_LONGEST_S)
         return json.loads(json.dumps(started))  # as it comes over a socket
+
+    def _protection(self) -> dict[str, Any]:
+        self._runner.guard.look()
+        return asdict(self._runner.guard.standing)
 
     def alive(self, wait_s: float = 0.0) -> bool:
         return True

@@ -21,7 +21,7 @@ from ansible.executor.playbook_executor import PlaybookExecutor
 from tests.support.collection import NAME, SOURCE
 from tests.support.runs import watch
 from upgrader.adapters.journal import plan_from_json, plan_to_json
-from upgrader.cli import documents, verbs
+from upgrader.cli import documents, runs
 from upgrader.core.errors import Exit, HostError, UpgradeError
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import Slot, SlotName
@@ -78,7 +78,7 @@ class SimulatedHost:
         if verb == "plan":
             made = make_plan(self._setup, None, self._setup.policy)[1]
             say(documents.plan_document(made))
-            verbs._require_unblocked(made)
+            runs.require_unblocked(made)
             if "--out" in words:
                 Path(words[words.index("--out") + 1]).write_text(plan_to_json(made), encoding="utf-8")
             return Exit.CHANGES if "--detailed-exitcode" in words and made.steps else Exit.DONE
@@ -91,7 +91,7 @@ class SimulatedHost:
         say(documents.run_document(report(view)))
         if verb == "rollback" and view.state is RunState.RESTORED:
             return Exit.DONE
-        return verbs._exit_code(view)
+        return runs.exit_code(view)
 
 
 @dataclass(frozen=True)

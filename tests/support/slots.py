@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
@@ -85,6 +85,14 @@ class SlotFactory:
         gate.run(["ip", "netns", "add", netns])
         self._slots.append(slot)
         return slot
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An active slot, and a standby that was started from it and follows it."""
+
+    a: Slot
+    b: Slot
 
 
 def vsctl(slot: Slot, *command: str) -> str:

@@ -10,14 +10,24 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.support.fake_nic import FakeNic, FakeVfs, build_shim, x710
 from tests.support.operator import POLICY, Operator, readable, seen
-from tests.support.runs import Killed
+from tests.support.runs import Killed, watch
+from upgrader import wiring
+from upgrader.core.errors import HostError
+from upgrader.core.plan import PlanKind
+from upgrader.daemon import client as daemon_client
 from upgrader.engine.control import Request
+from upgrader.engine.coordinator import make_plan
+from upgrader.lab.spec import LabSpec
+from upgrader.lab.state import Phase
+from upgrader.lab.up import GuestStatus, Lab, LabStatus, SlotView
 from upgrader.sim.host import refused
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -258,8 +268,135 @@ def broken_journal(host: Operator) -> None:
         (host.directory / f"journal.db{tail}").unlink(missing_ok=True)
 
 
+def guarded(host: Operator) -> None:
+    host.daemon_guards()
+
+
+def armed(host: Operator) -> None:
+    """A standby is kept, and a daemon looks after it."""
+    made = make_plan(host.sim.setup, None, host.sim.setup.policy, PlanKind.ARM)[1]
+    host.sim.coordinator.begin(made, host.sim.control, watch).forward()
+    guarded(host)
+
+
+def armed_without_a_daemon(host: Operator) -> None:
+    armed(host)
+    host._patch.setattr(daemon_client, "connect", lambda path: None)
+
+
+def armed_and_the_active_is_dead(host: Operator) -> None:
+    armed(host)
+    host.sim.world.die("a")
+
+
+def armed_and_the_standby_is_dead(host: Operator) -> None:
+    armed(host)
+    host.sim.world.die("b")
+    host.sim.world.fault = lambda called, _: fails(host) if called == "start_switch b" else None
+
+
+def armed_but_for_one_vm(host: Operator) -> None:
+    """A VM has just come, and the old switch is dead: nobody stands by on it."""
+    armed(host)
+    world = host.sim.world
+    world.restart("vm1")
+    world.die("a")
+
+
+def takeover_off(host: Operator) -> None:
+    host.config.write_text(host.config.read_text() + '[takeover]\npolicy = "off"\n')
+
+
+class Fabric(FakeVfs):
+    """From which packets of the overlay come all the time."""
+
+    def received(self, vf: int) -> int:
+        self.send(10)
+        return super().received(vf)
+
+
+@cache
+def shim() -> tuple[TemporaryDirectory[str], Path]:
+    """Compiled once; the folder goes with the process."""
+    folder = TemporaryDirectory()
+    return folder, build_shim(Path(folder.name))
+
+
+def x710_of(*, out_of_tree: bool = True, vfs: type[FakeVfs] = Fabric, rule: bool = True) -> Scene:
+    """A host whose overlay an X710 steers, to slot a where there is a `rule`."""
+
+    def scene(host: Operator) -> None:
+        host.config.write_text(
+            host.config.read_text().replace("[nic]", '[nic]\nadapter = "ethtool"\nvfs = { a = 0, b = 1 }')
+        )
+        nic = FakeNic(host.directory / "nic", shim()[1], out_of_tree=out_of_tree)
+        steering = x710(nic, vfs(nic))
+        if rule:
+            steering.steady("a")
+        host._patch.setattr(wiring, "steering", lambda settings: steering)
+
+    return scene
+
+
+def lab(problem: str = "", *, phase: Phase | None = Phase.UP) -> Scene:
+    """A lab of two guests that runs; with a problem, one of them does not."""
+    spec = LabSpec(vms=2)
+    slots = (
+        SlotView("a", spec.namespaces.slot_a, 71, 70, "3.1.0"),
+        SlotView("b", spec.namespaces.slot_b, None, None, None),
+    )
+    well = [not problem or vm.index == 0 for vm in spec.guests]
+    guests = tuple(
+        GuestStatus(vm, 80 + vm.index if up else None, ready=up) for vm, up in zip(spec.guests, well, strict=True)
+    )
+    problems = (problem,) if problem else ()
+    status = LabStatus(spec, phase, 60, slots, guests, problems)
+
+    def scene(host: Operator) -> None:
+        host._patch.setattr(Lab, "status", lambda self: status)
+
+    return scene
+
+
+def x710_elsewhere(host: Operator) -> None:
+    """What the rule says goes to slot a comes to slot b."""
+
+    class Crossed(FakeVfs):
+        def received(self, vf: int) -> int:
+            self.packets[1] += 10
+            return super().received(vf)
+
+    x710_of(vfs=Crossed)(host)
+
+
+def several_kinds(host: Operator) -> None:
+    """A history: an upgrade, then armed, then taken over."""
+    done(host)
+    armed(host)
+    assert host.types("takeover", "--yes")[0] == 0
+
+
+def no_libvirt(host: Operator) -> None:
+    def ask() -> None:
+        raise HostError(
+            "LIBVIRT_UNREACHABLE",
+            "no libvirt answers at qemu:///system: Failed to connect socket to '/var/run/libvirt/libvirt-sock'",
+            state="nothing was changed",
+            next="virsh -c 'qemu:///system' list",
+        )
+
+    host._patch.setattr(host.sim.setup.host.hypervisor, "vm_interfaces", ask)
+
+
+def a_mistake_of_ours(host: Operator) -> None:
+    def ask() -> None:
+        raise KeyError("owner-pid")
+
+    host._patch.setattr(host.sim.setup.host.hypervisor, "vm_interfaces", ask)
+
+
 def not_root(host: Operator) -> None:
-    host._patch.setattr("upgrader.cli.verbs.os.geteuid", lambda: 1000)
+    host._patch.setattr("upgrader.cli.here.os.geteuid", lambda: 1000)
 
 
 #: name of the golden file, how the host came to be, VMs, what is typed
@@ -316,6 +453,7 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("rollback-too-late", ended_too_far, 2, "rollback --yes"),
     ("rollback-halted", halted, 2, "rollback --yes"),
     ("history", several, 2, "history"),
+    ("history-kinds", several_kinds, 2, "history"),
     ("history-none", fresh, 2, "history"),
     ("history-json", several, 2, "history --json"),
     ("report", done, 2, "report"),
@@ -323,6 +461,39 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("report-restored", restored, 2, "report"),
     ("report-over-budget", over_budget, 2, "report"),
     ("report-200", done, 200, "report"),
+    ("arm", guarded, 2, "arm --yes"),
+    ("arm-json", guarded, 1, "arm --yes --json"),
+    ("arm-again", armed, 2, "arm --yes"),
+    ("arm-fails", will("attach vm1", fails, guarded), 2, "arm --yes"),
+    ("disarm", armed, 2, "disarm --yes"),
+    ("disarm-json", armed, 1, "disarm --yes --json"),
+    ("takeover-dry-run", armed, 2, "takeover --dry-run"),
+    ("takeover-dry-run-json", armed, 1, "takeover --dry-run --json"),
+    ("takeover-dry-run-blocked", fresh, 2, "takeover --dry-run"),
+    ("takeover", armed, 2, "takeover --yes"),
+    ("takeover-json", armed, 1, "takeover --yes --json"),
+    ("takeover-dead", armed_and_the_active_is_dead, 2, "takeover --yes"),
+    ("takeover-left-behind", armed_but_for_one_vm, 2, "takeover --yes"),
+    ("status-armed", armed, 2, "status"),
+    ("status-armed-json", armed, 1, "status --json"),
+    ("status-armed-no-daemon", armed_without_a_daemon, 2, "status"),
+    ("status-active-dead", armed_and_the_active_is_dead, 2, "status"),
+    ("status-standby-dead", armed_and_the_standby_is_dead, 2, "status"),
+    ("nic-show", x710_of(), 2, "nic show"),
+    ("nic-show-json", x710_of(), 2, "nic show --json"),
+    ("nic-show-in-tree", x710_of(out_of_tree=False), 2, "nic show --vms 8"),
+    ("nic-check", x710_of(), 2, "nic check --vms 2"),
+    ("nic-check-blocked", x710_of(out_of_tree=False), 2, "nic check --vms 2"),
+    ("nic-check-json", x710_of(out_of_tree=False), 2, "nic check --json"),
+    ("nic-probe", x710_of(), 2, "nic probe --vni 100 --mac 52:54:00:00:00:01 --for 0.2"),
+    ("nic-probe-json", x710_of(), 2, "nic probe --vni 100 --mac 52:54:00:00:00:01 --for 0.2 --json"),
+    ("nic-probe-silent", x710_of(vfs=FakeVfs), 2, "nic probe --vni 100 --mac 52:54:00:00:00:01 --for 0.2"),
+    ("nic-probe-elsewhere", x710_elsewhere, 2, "nic probe --vni 100 --mac 52:54:00:00:00:01 --for 0.2"),
+    ("nic-probe-no-rule", x710_of(rule=False), 2, "nic probe --vni 100 --mac 52:54:00:00:00:01 --for 0.2"),
+    ("lab-status", lab(), 2, "lab status"),
+    ("lab-status-none", lab(phase=None), 2, "lab status"),
+    ("lab-status-broken", lab("guest vm1 does not run"), 2, "lab status"),
+    ("lab-status-json", lab("guest vm1 does not run"), 2, "lab status --json"),
     ("config-show", fresh, 2, "config show"),
     ("config-validate", fresh, 2, "config validate"),
     ("config-validate-conf-d", conf_d_sound, 2, "config validate"),
@@ -344,6 +515,18 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("refused-not-root", not_root, 2, "check"),
     ("refused-not-confirmed", fresh, 2, "--host localhost"),
     ("refused-blocked", blocked, 2, "--host localhost --yes"),
+    ("refused-arm-off", takeover_off, 2, "arm --yes"),
+    ("refused-arm-not-confirmed", fresh, 2, "arm"),
+    ("refused-arm-blocked", blocked, 2, "arm --yes"),
+    ("refused-disarm-nothing", fresh, 2, "disarm --yes"),
+    ("refused-takeover-not-confirmed", armed, 2, "takeover"),
+    ("refused-takeover-no-standby", fresh, 2, "takeover --yes"),
+    ("refused-takeover-no-standby-json", fresh, 2, "takeover --yes --json"),
+    ("refused-nic-no-mac", x710_of(), 2, "nic probe --vni 100 --mac vm1"),
+    ("refused-nic-no-vni", x710_of(), 2, "nic probe --mac 52:54:00:00:00:01"),
+    ("refused-no-libvirt", no_libvirt, 2, "check"),
+    ("refused-no-libvirt-json", no_libvirt, 2, "plan --json"),
+    ("refused-unexpected", a_mistake_of_ours, 2, "check"),
     ("refused-no-plan-file", fresh, 2, "run plan.json --yes"),
     ("refused-plan-unreadable", no_plan, 2, "run plan.json --yes"),
     ("refused-plan-stale", stale, 2, "run plan.json --yes"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from tests.support.configs import SOUND
 from upgrader import wiring
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.slot_systemd import SlotSystemd
@@ -26,26 +27,6 @@ from upgrader.config import (
 )
 from upgrader.core.errors import Exit, UsageError
 from upgrader.core.takeover import TakeoverPolicy
-
-SOUND = """
-[nic]
-pf = "eth0"
-[slots.a]
-prefix = "/usr"
-rundir = "/run/openvswitch"
-vf = "vf1"
-representor = "vf1r"
-devargs = "0000:01:02.0"
-pmd_cpu_mask = "0x6"
-[slots.b]
-prefix = "/opt/ovs"
-rundir = "/run/ovs-b"
-netns = "ovs-b"
-vf = "vf2"
-representor = "vf2r"
-devargs = "0000:01:02.1"
-pmd_cpu_mask = "0x18"
-"""
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from tests.support.runs import served, settled, sim_run
 from tests.support.sim_host import SimHost, until
 from upgrader.config import load
-from upgrader.core.errors import Exit, UsageError
+from upgrader.core.errors import Exit, HostError, UsageError
 from upgrader.core.lifecycle import RunState
 from upgrader.sim.stored import CALLS, StoredWorld
 from upgrader.wiring import setup
@@ -52,6 +53,17 @@ def test_what_a_failed_call_did_before_it_failed_stays(tmp_path: Path) -> None:
         raise KeyError
     with StoredWorld(tmp_path, 1).opened() as seen:
         assert seen.pids["a"] is None
+
+
+def test_a_host_that_another_release_made_is_refused_and_left_alone(tmp_path: Path) -> None:
+    StoredWorld(tmp_path, 1).close()
+    with sqlite3.connect(tmp_path / "world.db") as file:
+        file.execute("PRAGMA user_version = 1")
+    before = (tmp_path / "world.db").read_bytes()
+    with pytest.raises(HostError, match="another release") as error:
+        StoredWorld(tmp_path, 1)
+    assert f"rm -r {tmp_path}" in error.value.next
+    assert (tmp_path / "world.db").read_bytes() == before
 
 
 def test_every_call_of_a_run_can_be_made_to_fail(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     for name, text in lines.items():
         out.print(f"{name:<17} {escape(str(text))}", soft_wrap=True)
     for rule in rules:
-        out.print(f"our rule          {escape(_words(rule))}", soft_wrap=True)
+        out.print(f"ours              {escape(_words(rule))}", soft_wrap=True)
     for foreign in facts.foreign:
         out.print(f"not ours          {escape(foreign)}", soft_wrap=True)
     if c.unproven:
@@ -94,9 +94,9 @@ def check(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     if blocking:
         raise BlockedError(
             "NIC_NOT_READY",
-            f"{', '.join(f.code for f in blocking)} stand against steering by {settings.nic.pf}",
+            f"{settings.nic.pf} cannot steer a run as it is: {', '.join(f.code for f in blocking)}",
             state="nothing was changed",
-            next="see `next` of each finding above",
+            next=blocking[0].remedy if len(blocking) == 1 else "what each finding above says, then: upgrade nic check",
         )
 
 
@@ -114,7 +114,10 @@ def probe(
     """
     if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac):
         raise UsageError(
-            "NOT_A_MAC", f"{mac} is no MAC address", state="nothing was changed", next="--mac 52:54:00:00:00:01"
+            "NOT_A_MAC",
+            f"{mac} is no MAC address",
+            state="nothing was changed",
+            next="virsh domiflist VM   (it lists them), then: upgrade nic probe --vni VNI --mac MAC",
         )
     settings, steering = _open(context)
     sender = _sender(settings)
@@ -141,7 +144,9 @@ def probe(
             "NOT_SEEN_TO_ARRIVE",
             f"what the rules say of {mac} in VNI {vni} was not seen: {found}",
             state="nothing was changed",
-            next="send overlay traffic to this host (ping the VM from another one) and run the same command again",
+            next="upgrade nic show   (whose rules are on the NIC)"
+            if found is Arrival.ELSEWHERE
+            else "send overlay traffic to this host (ping the VM from another one) and run the same command again",
         )
 
 

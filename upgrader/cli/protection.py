@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from upgrader.cli import here, runs
 from upgrader.cli.options import Globals, Json, Yes, of
 from upgrader.core.errors import BlockedError, Exit
 from upgrader.terminal import consoles
@@ -30,11 +31,10 @@ _COLOUR = {"armed": "green", "disarmed": "dim", "arming": "cyan"}
 
 def arm(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None:
     """Keep a second switch ready in the other slot: replicated, proved, connected to every VM. No VM is moved."""
-    from upgrader.cli import verbs
     from upgrader.core.plan import PlanKind
 
     options = of(context)
-    settings = verbs._settings(options)
+    settings = here.settings_of(options)
     if settings.takeover.policy == "off":
         raise BlockedError(
             "TAKEOVER_OFF",
@@ -63,20 +63,11 @@ def takeover(
     as_json: Json = False,
 ) -> None:
     """Bring every VM to the standby at once, from an active that is dead or hangs: if it lives, it is killed first."""
-    from upgrader.cli import documents, render, verbs
     from upgrader.core.plan import PlanKind
 
     options = of(context)
     if dry_run:
-        out, err = consoles()
-        facts, made = _plan(options, PlanKind.TAKEOVER)
-        render.show_owners(err, facts)
-        render.show_findings(err, made.findings)
-        if as_json:
-            documents.show(documents.plan_document(made))
-        elif not made.blocking:
-            render.show_plan(out, made)
-        verbs._require_unblocked(made)
+        runs.show(*_plan(options, PlanKind.TAKEOVER), as_json=as_json)
         raise typer.Exit(Exit.DONE)
     question = "Kill the switch of slot {source}, if it lives, and serve every VM by slot {target}?"
     raise typer.Exit(_run(options, PlanKind.TAKEOVER, question, yes=yes, as_json=as_json))
@@ -124,13 +115,12 @@ def show(console: Console, told: Standing) -> None:
 
 def _plan(options: Globals, kind: PlanKind) -> tuple[HostFacts, Plan]:
     from upgrader import wiring
-    from upgrader.cli import verbs
     from upgrader.core.arming import with_staleness
     from upgrader.core.plan import PlanKind
     from upgrader.engine.coordinator import make_plan
 
-    verbs._require_root(options)
-    settings, journal = verbs._journal(options)
+    here.require_root(options)
+    settings, journal = here.journal_of(options)
     setup = wiring.setup(settings)
     facts, made = make_plan(setup, None, setup.policy, kind)
     if kind is PlanKind.TAKEOVER:
@@ -139,17 +129,7 @@ def _plan(options: Globals, kind: PlanKind) -> tuple[HostFacts, Plan]:
 
 
 def _run(options: Globals, kind: PlanKind, question: str, *, yes: bool, as_json: bool) -> int:
-    from upgrader.cli import render, verbs
-
-    facts, made = _plan(options, kind)
-    err = consoles()[1]
-    render.show_owners(err, facts)
-    render.show_findings(err, made.findings)
-    verbs._require_unblocked(made)
-    render.show_plan(err, made)
-    if not yes:
-        verbs._ask(question.format(source=made.source, target=made.target))
-    return verbs._carry_out(options, made, as_json=as_json)
+    return runs.begin(options, *_plan(options, kind), question, yes=yes, as_json=as_json)
 
 
 def _await_armed(settings: Config) -> None:

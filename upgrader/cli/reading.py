@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from upgrader.cli import verbs
+from upgrader.cli import here, runs
 from upgrader.cli.options import Json, of
 from upgrader.core.errors import UsageError
+from upgrader.core.lifecycle import RunState
 from upgrader.terminal import consoles
 
 # What follows is imported late, as in `verbs`, which mounts these.
@@ -23,10 +25,11 @@ def status(
     """The latest run, by its journal: how far it is, who serves whom, what to type next."""
     from upgrader.cli import protection, render
     from upgrader.core.journal import recorded
+    from upgrader.core.plan import PlanKind
     from upgrader.core.report import ending
     from upgrader.engine.lock import holder
 
-    settings, journal = verbs._journal(of(context))
+    settings, journal = here.journal_of(of(context))
     view = journal.latest()
     out, err = consoles()
     if watch and view is not None:
@@ -40,6 +43,8 @@ def status(
         documents.show(documents.status_document(view, pid, protection.standing(settings, journal)))
         return
     end = ending(view) if view else None
+    if view and end and view.heading.kind == PlanKind.ARM and view.state is RunState.DONE:
+        end = replace(end, state=None, next=None)  # that was then: how well the host is protected is told of below
     render.show_status(out, view, recorded(view) if view else None, end, pid, of(context).command)
     protection.show(out, protection.standing(settings, journal))
 
@@ -50,15 +55,15 @@ def history(
     as_json: Json = False,
 ) -> None:
     """The runs of this host."""
-    runs = verbs._journal(of(context))[1].headings(limit)
+    headings = here.journal_of(of(context))[1].headings(limit)
     if as_json:
         from upgrader.cli import documents
 
-        documents.show(documents.history_document(runs))
+        documents.show(documents.history_document(headings))
     else:
         from upgrader.cli import render
 
-        render.show_history(consoles()[0], runs)
+        render.show_history(consoles()[0], headings)
 
 
 def report(
@@ -70,7 +75,7 @@ def report(
     from upgrader.cli import documents, render
     from upgrader.core.report import report as report_of
 
-    journal = verbs._journal(of(context))[1]
+    journal = here.journal_of(of(context))[1]
     view = journal.latest() if run_id is None else journal.view(run_id)
     if view is None:
         raise UsageError(
@@ -79,7 +84,7 @@ def report(
             state="nothing was changed",
             next="upgrade history",
         )
-    told = verbs._for_the_person(of(context), report_of(view))
+    told = runs.for_the_person(of(context), report_of(view))
     if as_json:
         documents.show(documents.run_document(told))
     else:
@@ -94,7 +99,7 @@ def config_show(context: typer.Context) -> None:
     """Every key with the value that counts, defaults too, as JSON."""
     from upgrader.cli import documents
 
-    documents.show(documents.config_document(verbs._settings(of(context))))
+    documents.show(documents.config_document(here.settings_of(of(context))))
 
 
 @config_app.command("validate")
@@ -102,6 +107,6 @@ def config_validate(context: typer.Context) -> None:
     """Whether the configuration can be used; what is wrong with it, by file and key."""
     from upgrader.config import files
 
-    verbs._settings(of(context))
-    names = " + ".join(str(path) for path in files(verbs._path(of(context))))
+    here.settings_of(of(context))
+    names = " + ".join(str(path) for path in files(here.config_path(of(context))))
     consoles()[0].print(f"{names}: valid", soft_wrap=True, markup=False)

@@ -21,7 +21,7 @@ from upgrader.core.journal import Event, EventKind, Heading, Recorded, RunView
 from upgrader.core.lifecycle import RunState, StepState, VmState
 from upgrader.core.model import SLOTS, HostFacts
 from upgrader.core.plan import Plan, PlanKind
-from upgrader.core.report import Ending, RunReport, detail, vm_moves
+from upgrader.core.report import Ending, RunReport, detail, purpose, vm_moves
 
 _COLOUR = {Severity.BLOCKING: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _STATE_COLOUR = {
@@ -128,16 +128,11 @@ def show_plan(console: Console, plan: Plan) -> None:
     versions = f"{plan.from_version or 'none'} -> {plan.to_version or 'none'}"
     _say(
         console,
-        f"plan {plan.id} for {escape(plan.host)}: slot {plan.source} -> {plan.target}, OVS {versions}, "
+        f"plan {plan.id} for {escape(plan.host)}: {purpose(plan.kind, plan.source, plan.target)}, OVS {versions}, "
         f"{_count(len(plan.ports), 'VM port')}",
     )
     _say(console, f"strategy {plan.strategy}; it can lose: {plan.loses}")
-    p = plan.policy
-    _say(
-        console,
-        f"a hand-over above {p.blackout_budget_us / 1000:g} ms stops the run; on a failure: {p.on_failure}; "
-        f"afterwards the old switch {'stands by' if p.keep_old else 'is ended'}",
-    )
+    _say(console, _policy(plan))
     number = 1
     for kind, group in groupby(plan.steps, key=lambda step: step.kind):
         steps = list(group)
@@ -147,6 +142,18 @@ def show_plan(console: Console, plan: Plan) -> None:
         if hidden := len(steps) - len(shown):
             _say(console, f"   … {kind:<15} and {hidden} more of these, up to step {number + len(steps) - 1}")
         number += len(steps)
+
+
+def _policy(plan: Plan) -> str:
+    """What becomes of the run when something fails, and of the other switch afterwards."""
+    p = plan.policy
+    if plan.kind is PlanKind.ARM:
+        return "on a failure everything is undone"
+    if plan.kind is PlanKind.TAKEOVER:
+        return f"the switch of slot {plan.source} is killed where it lives: there is no way back"
+    budget = f"a hand-over above {p.blackout_budget_us / 1000:g} ms stops the run; " if plan.ports else ""
+    old = "standby" if plan.kind is PlanKind.DISARM else "old switch"
+    return f"{budget}on a failure: {p.on_failure}; afterwards the {old} {'stands by' if p.keep_old else 'is ended'}"
 
 
 def show_report(console: Console, report: RunReport) -> None:
@@ -172,12 +179,17 @@ def show_report(console: Console, report: RunReport) -> None:
         )
     _say(
         console,
-        f"[{_STATE_COLOUR[report.outcome]}]{report.outcome}[/]: run {report.run_id}, "
-        f"{_count(report.moved, 'VM port')} moved "
-        f"{report.from_slot} -> {report.to_slot}, OVS {report.from_version or 'none'} -> {report.to_version or 'none'}, "
+        f"[{_STATE_COLOUR[report.outcome]}]{report.outcome}[/]: run {report.run_id}, {_came_to(report)}, "
+        f"OVS {report.from_version or 'none'} -> {report.to_version or 'none'}, "
         f"{report.took_s:.1f} s",
     )
     _show_next(console, report)
+
+
+def _came_to(report: RunReport) -> str:
+    if report.purpose == PlanKind.UPGRADE:
+        return f"{_count(report.moved, 'VM port')} moved {report.from_slot} -> {report.to_slot}"
+    return purpose(report.purpose, report.from_slot, report.to_slot)
 
 
 def show_status(
@@ -202,7 +214,7 @@ def show_status(
     _say(
         console,
         f"run {head.run_id} on {escape(head.host)}: [{_STATE_COLOUR[view.state]}]{view.state}[/]{who}, "
-        f"slot {head.source} -> {head.target}, "
+        f"{purpose(head.kind, head.source, head.target)}, "
         f"OVS {head.from_version or 'none'} -> {head.to_version or 'none'}, begun {_ago(head.started_at_ns)}"
         + ("" if active else f", took {end.took_s:.1f} s"),
     )
@@ -268,13 +280,13 @@ def show_history(console: Console, runs: tuple[tuple[Heading, RunState, int], ..
     if not runs:
         _say(console, "no run is recorded on this host")
         return
-    table = _table("run", "begun", "slots", "OVS", "VM ports", "state")
+    table = _table("run", "begun", "what", "slots", "OVS", "VM ports", "state")
     for head, state, _ in runs:
         moves = sum(1 for s in head.steps if s.kind == "move-vm")
         begun = datetime.fromtimestamp(head.started_at_ns / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         versions = f"{head.from_version or 'none'} -> {head.to_version or 'none'}"
         table.add_row(
-            str(head.run_id), begun, f"{head.source} -> {head.target}", versions, str(moves),
+            str(head.run_id), begun, head.kind, f"{head.source} -> {head.target}", versions, str(moves),
             f"[{_STATE_COLOUR[state]}]{state}[/]",
         )  # fmt: skip
     console.print(table)

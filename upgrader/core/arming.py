@@ -60,7 +60,8 @@ def arm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str,
 def disarm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...], policy: Policy) -> Plan:
     """What brings every VM to the active slot, where they are, and ends the other."""
     made = planning.restore(facts, capabilities, facts.active or "a", accept, policy)
-    return replace(made, id=plan_id(PlanKind.DISARM, made.id), kind=PlanKind.DISARM)
+    loses = made.loses if made.ports else "nothing: no VM is moved"
+    return replace(made, id=plan_id(PlanKind.DISARM, made.id), kind=PlanKind.DISARM, loses=loses)
 
 
 def takeover(facts: HostFacts, policy: Policy) -> Plan:
@@ -87,7 +88,9 @@ def takeover(facts: HostFacts, policy: Policy) -> Plan:
     if bare:
         severity = Severity.BLOCKING if len(running) == len(facts.slots) else Severity.WARNING
         what = f"slot {target} does not stand by on {', '.join(bare[:5])}"
-        found.append(Finding("STANDBY_NOT_READY", severity, what, "upgrade arm"))
+        anew = f"nothing: slot {target} connects to them anew, and they see their link go down and come up"
+        remedy = "upgrade arm" if severity is Severity.BLOCKING else anew
+        found.append(Finding("STANDBY_NOT_READY", severity, what, remedy))
     switch = facts.slot(target).switch
     ports = tuple(without_rings(p) for p in facts.ports)
     bound = standing_bindings(ports, switch, facts.slot(target).slot) if switch else ()

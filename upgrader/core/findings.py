@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
+from upgrader.core.errors import BlockedError
 from upgrader.core.finding import ACCEPTABLE, Finding, Severity, blocking, some, target_slot
 from upgrader.core.model import SLOTS, HostFacts, SlotName, other_slot
 from upgrader.core.switch_findings import SWITCH_CHECKS
 from upgrader.core.version_findings import versions
 
-__all__ = ["ACCEPTABLE", "Finding", "Severity", "find", "target_slot"]
+__all__ = ["ACCEPTABLE", "Finding", "Severity", "find", "forbidden", "target_slot"]
 
 _HUGEPAGE_KIB = 2048
+
+
+def forbidden(
+    found: Sequence[Finding], several: str = "what each finding above says, then the same command again"
+) -> BlockedError:
+    """That these blocking findings forbid a run. `several`: what to type next; of a single one it is what that says."""
+    one = len(found) == 1
+    return BlockedError(
+        "BLOCKED",
+        f"{len(found)} finding{' forbids' if one else 's forbid'} the run: {', '.join(f.code for f in found)}",
+        state="nothing was changed",
+        next=found[0].remedy if one else several,
+    )
 
 
 def find(facts: HostFacts, accept: Collection[str] = ()) -> tuple[Finding, ...]:

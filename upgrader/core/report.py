@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import starmap
 
 from upgrader.core.in_step import STALE
 from upgrader.core.journal import EventKind, RunView
 from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import SlotName
+from upgrader.core.plan import PlanKind
 
 SCHEMA_VERSION = 1
 
@@ -68,6 +70,7 @@ class RunReport:
 
     outcome   `running` and `undoing` while it goes on
     reason    of the outcome: the code of an error, ASKED for a person's request, empty for the end of the plan
+    purpose   what the run was for: ``upgrade``, ``arm``, ``disarm`` or ``takeover``
     """
 
     run_id: int
@@ -87,6 +90,7 @@ class RunReport:
     error: str | None = None
     state: str | None = None
     next: str | None = None
+    purpose: str = PlanKind.UPGRADE
 
     @property
     def moved(self) -> int:
@@ -138,7 +142,17 @@ def report(view: RunView) -> RunReport:
         error=end.error,
         state=end.state,
         next=end.next,
+        purpose=head.kind,
     )
+
+
+def purpose(kind: str, source: SlotName, target: SlotName) -> str:
+    """What a run is for, in words: ``slot a -> b`` for an upgrade."""
+    return {
+        PlanKind.ARM: f"standby for slot {source} in slot {target}",
+        PlanKind.DISARM: f"end of the standby in slot {source}",
+        PlanKind.TAKEOVER: f"takeover from slot {source} by slot {target}",
+    }.get(PlanKind(kind), f"slot {source} -> {target}")
 
 
 _WORDS = {
@@ -161,20 +175,35 @@ def _stale(view: RunView) -> tuple[str, str] | None:
     )
 
 
+def _done(view: RunView) -> tuple[str | None, str | None]:
+    """The same for a run that did all it was to do."""
+    source, target = view.heading.source, view.heading.target
+    match view.heading.kind:
+        case PlanKind.ARM:
+            return (
+                f"slot {source} serves every VM, slot {target} stands by",
+                f"upgrade takeover   (should slot {source} fail), or: upgrade disarm   (to end the standby)",
+            )
+        case PlanKind.TAKEOVER:
+            return (
+                f"slot {target} serves every VM; slot {source} is cleared away",
+                "upgrade arm   (where takeover.rearm is off; else a new standby comes by itself)",
+            )
+        case PlanKind.DISARM:
+            return f"slot {target} serves every VM, and there is no standby", "upgrade arm   (to have one again)"
+    if any(line.kind == "retire" for line in view.heading.steps):
+        return None, None
+    return (
+        f"slot {target} serves every VM; as long as the switch of slot {source} runs, a rollback goes back to it",
+        "upgrade status",
+    )
+
+
 def _what_next(view: RunView) -> tuple[str | None, str | None]:
     """What state the host is in, and what to type next."""
     source, target = view.heading.source, view.heading.target
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
-        if any(line.kind == "retire" for line in view.heading.steps):
-            return None, None
-        if view.heading.kind == "arm":
-            return f"slot {source} serves every VM, slot {target} stands by", "upgrade status"
-        if view.heading.kind == "takeover":
-            return f"slot {target} serves every VM", "upgrade status"
-        return (
-            f"slot {target} serves every VM; as long as the switch of slot {source} runs, a rollback goes back to it",
-            "upgrade status",
-        )
+        return _done(view)
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
     if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
         return (
@@ -188,7 +217,8 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
         ),
         RunState.RESTORED: (
             f"everything was undone: slot {source} serves every VM as before",
-            f"upgrade --host localhost   ({'to begin again' if view.reason == 'ASKED' else 'when the cause is mended'})",
+            ("upgrade arm" if view.heading.kind == PlanKind.ARM else "upgrade --host localhost")
+            + f"   ({'to begin again' if view.reason == 'ASKED' else 'when the cause is mended'})",
         ),
         RunState.RUNNING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
         RunState.UNDOING: ("every VM is served by the switch that owns its rings", "upgrade status --watch"),
@@ -206,12 +236,18 @@ def detail(data: Mapping[str, object]) -> str:
     """Outcome data in words: ``pid 4711``, ``flows 12, neighbours 1``; a hand-over by its blackout."""
     if moves := vm_moves(data):
         return ", ".join(f"blackout {m.blackout_us / 1000:.2f} ms" for m in moves)
-    told = {
-        k.replace("_", " "): v
-        for k, v in data.items()
-        if k not in ("took_s", "moves", STALE) and v not in ({}, [], "", None)
-    }
-    return ", ".join(f"{k} {len(v) if isinstance(v, (dict, list)) else v}" for k, v in told.items())
+    told = {k: v for k, v in data.items() if k not in _UNTOLD and v not in ({}, [], "", None)}
+    return ", ".join(starmap(_detail, told.items()))
+
+
+_UNTOLD = ("took_s", "moves", "began_at_ns", STALE)
+
+
+def _detail(key: str, value: object) -> str:
+    name = "of them by the coordinator" if key == "switched by us" else key.replace("_", " ")
+    if key.endswith("_us") and isinstance(value, int | float):
+        return f"{key[:-3]} {value / 1000:.2f} ms"
+    return f"{name} {len(value) if isinstance(value, (dict, list)) else value}"
 
 
 def vm_moves(data: Mapping[str, object]) -> tuple[VmMove, ...]:

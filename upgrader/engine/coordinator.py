@@ -10,6 +10,7 @@ import structlog
 from upgrader.core import arming
 from upgrader.core import plan as planning
 from upgrader.core.errors import BlockedError, UpgradeError
+from upgrader.core.findings import forbidden
 from upgrader.core.journal import Data, Event, EventKind, Heading, RunView, recorded
 from upgrader.core.lifecycle import UNFINISHED, RunState
 from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
@@ -96,12 +97,7 @@ class Coordinator:
         Not the one that was given: a file's steps may have been edited, and its id with them not.
         """
         if plan.blocking:
-            raise BlockedError(
-                "BLOCKED",
-                f"{len(plan.blocking)} findings forbid the run: {', '.join(f.code for f in plan.blocking)}",
-                state="nothing was changed",
-                next="upgrade check   (it says what to do about each)",
-            )
+            raise forbidden(plan.blocking, "upgrade check   (it says what to do about each)")
         latest = self.journal.latest()
         unfinished = latest is not None and latest.state in UNFINISHED
         if unfinished and latest and not _supersedes(plan, latest):

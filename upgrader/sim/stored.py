@@ -27,6 +27,7 @@ from upgrader.sim.world import World
 
 _BUSY_S = 10.0
 _FILE = "world.db"
+_FORMAT = 2  # of the file: goes up with each field of `World` that an older one lacks
 #: The first word of every call that can be made to fail; the rest says on which slot, VM or bridge.
 CALLS = (
     "assume_control", "attach", "close_window", "copy", "copy_addresses", "drop", "drop_clients", "failover", "fence_vf",
@@ -54,6 +55,10 @@ class StoredWorld:
                 "CREATE TABLE IF NOT EXISTS world"
                 " (field TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (field, key)) WITHOUT ROWID"
             )
+            made = self._db.execute("SELECT 1 FROM world LIMIT 1").fetchone()
+            if made and self._db.execute("PRAGMA user_version").fetchone() != (_FORMAT,):
+                raise ValueError("another release has made it")
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         with self.opened():
             pass  # a new host is in the file from here on
 
