@@ -203,6 +203,9 @@ class Steering(Protocol):
         """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
 
     def rules(self) -> tuple[SteeringRule, ...]: ...
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """The one of `rules` that is this port's alone, read from the NIC at a cost that others' rules do not add to."""
+
     def arrived(self) -> dict[SlotName, int]:
         """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
 

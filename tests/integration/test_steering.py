@@ -43,7 +43,17 @@ def steering(request: pytest.FixtureRequest, tmp_path: Path) -> Steering:
 
 
 def table(steering: Steering) -> dict[tuple[int | None, str | None], set[SlotName]]:
-    return {(r.vni, r.mac): set(r.targets) for r in steering.rules()}
+    """All rules, and the same one by one."""
+    found = {(r.vni, r.mac): set(r.targets) for r in steering.rules()}
+    for port in (vm_port(i) for i in range(3)):
+        assert one(steering, port) == found.get((port.vni, port.mac))
+    return found
+
+
+def one(steering: Steering, port: VmPort) -> set[SlotName] | None:
+    """Who gets a VM's traffic by the rule that is its alone."""
+    rule = steering.rule(port)
+    return None if rule is None else set(rule.targets)
 
 
 def expected(
@@ -122,6 +132,33 @@ def test_contract_another_process_goes_on_where_one_died(steering: Steering, req
     steering.open_window([(p, "b") for p in ports])
     heir.close_window("a")
     assert table(heir) == {(None, None): {"a"}}
+
+
+def test_contract_one_rule_is_read_as_it_is_now(steering: Steering) -> None:
+    ports = [vm_port(i) for i in range(3)]
+    steering.steady("a")
+    assert one(steering, ports[0]) is None
+    steering.open_window([(p, "a") for p in ports])
+    per_vm, dual = steering.capabilities().per_vm, steering.capabilities().dual_delivery
+    turns: tuple[tuple[SlotName, ...], ...] = (("a", "b"), ("b",), ("a",)) if dual else (("b",), ("a",))
+    for slots in turns:
+        steering.move_vm(ports[1], slots)
+        assert [one(steering, p) for p in ports] == ([{"a"}, set(slots), {"a"}] if per_vm else [None] * 3)
+    steering.failover("b")
+    assert [one(steering, p) for p in ports] == ([{"b"}] * 3 if per_vm else [None] * 3)
+    steering.close_window("b")
+    assert [one(steering, p) for p in ports] == [None] * 3
+
+
+def test_one_rule_that_somebody_took_away_or_changed_is_seen(nic: Nic) -> None:
+    steering = software(nic)
+    ports = [vm_port(i) for i in range(3)]
+    steering.open_window([(p, "a") for p in ports])
+    other = software(nic)  # another process
+    other.move_vm(ports[1], ("b",))
+    assert [one(steering, p) for p in ports] == [{"a"}, {"b"}, {"a"}]
+    gate.run(["tc", "filter", "del", "dev", "pf0", "ingress"], netns=nic.netns)
+    assert [one(steering, p) for p in ports] == [None] * 3
 
 
 def test_contract_it_says_what_it_can_do(steering: Steering) -> None:

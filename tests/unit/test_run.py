@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_there_and_back(tmp_path: Path) -> None:
         assert vm.ownership is not None
         assert vm.ownership.owner == "charnet0"
         assert vm.ownership.standby is None or not is_ours(vm.ownership.standby.chardev)
+
+
+def test_all_rules_are_read_as_often_for_many_vms_as_for_few(tmp_path: Path) -> None:
+    looks: dict[int, Counter[str]] = {}
+    for vms in (3, 30):
+        made = make(tmp_path / str(vms), vms=vms)
+        seen = looks[vms] = Counter()
+        plan = upgrade_plan(made)
+        made[0].look_fault = lambda name, count, seen=seen: seen.update([name])  # type: ignore[misc]
+        assert carry_out(made, plan).outcome == "done"
+        assert seen["rule"] == vms
+    assert looks[3]["rules"] == looks[30]["rules"] > 0
 
 
 def test_intent_comes_before_every_effect(tmp_path: Path) -> None:

@@ -156,6 +156,10 @@ class Ethtool:
             return (SteeringRule(None, None, self._slots(ours), None),)
         return self._catch.rules() if self._catch and self._detour else ()
 
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """That of the catch, in the window of a detour."""
+        return self._catch.rule(port) if self._catch and self._detour and self._ours() is None else None
+
     def arrived(self) -> dict[SlotName, int]:
         """By the VFs' counters, and the catch's where there is one."""
         caught = self._catch.arrived() if self._catch else dict.fromkeys(SLOTS, 0)

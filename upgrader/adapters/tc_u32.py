@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_links import Links, TcLinks
@@ -48,12 +50,16 @@ class _Filter:
 class _Armed:
     """What turns one filter at once.
 
-    action   messages that change its one action, by slot; empty where it has two, or a new one not read yet
-    replace  the message that replaces the filter by one to these slots
+    action       messages that change its one action, by slot; empty where it has two, or a new one not read yet
+    replace      the message that replaces the filter by one to these slots
+    get          the message that asks for it
+    representors netdevs by slot, as they were
     """
 
     action: dict[SlotName, bytes]
     replace: Callable[[tuple[SlotName, ...]], bytes]
+    get: bytes
+    representors: dict[SlotName, int]
 
 
 class TcU32:
@@ -129,6 +135,19 @@ class TcU32:
                 SteeringRule(vni, mac, kernel.slots(f.ifindexes), f.packets) for (vni, mac), f in kernel.filters.items()
             )
 
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """Of one that is armed only that filter is asked for. All are read where it is not as it was."""
+        key = _key(port)
+        if self._socket and (armed := self._armed.get(key)):
+            with suppress(OSError):
+                message = tcmsg(self._socket.ask(armed.get))
+                message.decode()
+                found = _read_filter(message, self._vxlan_port, self._underlay)
+                slots = tc.slots_behind(found.ifindexes, armed.representors) if isinstance(found, _Filter) else ()
+                if isinstance(found, _Filter) and found.key == key and slots:
+                    return SteeringRule(*key, slots, found.packets)
+        return next((r for r in self.rules() if (r.vni, r.mac) == key), None)
+
     def arrived(self) -> dict[SlotName, int]:
         return self._tc.arrived()
 
@@ -143,7 +162,7 @@ class TcU32:
                 actions.append(armed.action[slots[0]])
             else:
                 filters.append(armed.replace(slots))
-                self._armed[key] = _Armed({}, armed.replace)  # its actions are new ones
+                self._armed[key] = replace(armed, action={})  # its actions are new ones
         try:
             self._socket.send(filters + tc.change_actions(actions))
         except OSError:  # somebody has changed the filters since, or made netdevs anew: look again
@@ -212,6 +231,8 @@ class _Kernel:
                 if len(f.indexes) == 1 and key not in self._changed
                 else {},
                 partial(self._message, key, f.handle),
+                self._filter_message(tc.GET_FILTER, 0, key, f.handle),
+                self._links.representors,
             )
             for key, f in self.filters.items()
         }
@@ -231,38 +252,46 @@ class _Kernel:
             flags,
             ifindex=self._links.pf,
             parent=self._parent or tc.INGRESS,
-            prio=self._prio(key),
+            prio=_prio(key, self._underlay),
             handle=handle,
             classifier="u32",
             underlay=self._underlay,
             options=options,
         )
 
-    def _prio(self, key: Key) -> int:
-        single, rest = _PRIOS[self._underlay]
-        return rest if key == _STEADY else single
-
     def _read(self, parent: int) -> dict[Key, _Filter]:
         found: dict[Key, _Filter] = {}
         for message in self._links.ipr.get_filters(index=self._links.pf, parent=parent):
-            prio = message["info"] >> 16
-            kind = message.get_attr("TCA_KIND")
-            options = message.get_attr("TCA_OPTIONS")
-            if options is None:
-                continue
-            selector = options.get_attr("TCA_U32_SEL") if kind == "u32" else None
-            if kind == "u32" and selector is None:
-                continue  # the hash table's own entry
-            # from the bytes: pyroute2 0.9 decodes keys four bytes early
-            words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
-            actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
-            key = tc.read_overlay(words, self._vxlan_port, self._underlay)
-            if key is None or actions is None or prio != self._prio(key):
-                self.foreign.append(f"{kind} filter {message['handle']:#x} at priority {prio}")
-                continue
-            targets, indexes, packets = _read_actions(actions)
-            found[key] = _Filter(key, message["handle"], targets, indexes, packets)
+            one = _read_filter(message, self._vxlan_port, self._underlay)
+            if isinstance(one, str):
+                self.foreign.append(one)
+            elif one:
+                found[one.key] = one
         return found
+
+
+def _prio(key: Key, underlay: Underlay) -> int:
+    single, rest = _PRIOS[underlay]
+    return rest if key == _STEADY else single
+
+
+def _read_filter(message: Any, vxlan_port: int, underlay: Underlay) -> _Filter | str | None:
+    """One of ours, or another one in words; None for what stands between filters: the entry of a table or a priority."""
+    prio = message["info"] >> 16
+    kind = message.get_attr("TCA_KIND")
+    options = message.get_attr("TCA_OPTIONS")
+    if options is None:
+        return None
+    selector = options.get_attr("TCA_U32_SEL") if kind == "u32" else None
+    if kind == "u32" and selector is None:
+        return None
+    # from the bytes: pyroute2 0.9 decodes keys four bytes early
+    words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
+    actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
+    key = tc.read_overlay(words, vxlan_port, underlay)
+    if key is None or actions is None or prio != _prio(key, underlay):
+        return f"{kind} filter {message['handle']:#x} at priority {prio}"
+    return _Filter(key, message["handle"], *_read_actions(actions))
 
 
 def _key(port: VmPort) -> Key:

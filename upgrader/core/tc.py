@@ -17,7 +17,7 @@ from upgrader.core.model import SlotName
 
 # Where the filters of a netdev hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
 INGRESS, CLSACT_INGRESS = 0xFFFF0000, 0xFFFFFFF2
-NEW_FILTER, DEL_FILTER, NEW_ACTION = 44, 45, 48  # RTM_*
+NEW_FILTER, DEL_FILTER, GET_FILTER, NEW_ACTION = 44, 45, 46, 48  # RTM_*
 REQUEST, ACK, REPLACE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x100, 0x200, 0x400  # NLM_F_*
 _HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -132,12 +132,13 @@ def filter_message(
     underlay: Underlay = Underlay.IPV4,
     options: bytes = b"",
 ) -> bytes:
-    """RTM_NEWTFILTER or RTM_DELTFILTER of a filter on the underlay's packets."""
+    """RTM_NEWTFILTER, RTM_DELTFILTER or RTM_GETTFILTER of a filter on the underlay's packets; what is got is its own answer."""
     info = prio << 16 | int.from_bytes(underlay.protocol, sys.byteorder)
     attributes = attribute(_KIND, classifier.encode() + b"\0")
     if options:
         attributes += attribute(_OPTIONS, options)
-    return message(kind, REQUEST | ACK | flags, _TCMSG.pack(0, ifindex, handle, parent, info) + attributes)
+    answered = 0 if kind == GET_FILTER else ACK
+    return message(kind, REQUEST | answered | flags, _TCMSG.pack(0, ifindex, handle, parent, info) + attributes)
 
 
 def action_list(actions: Iterable[Mirred]) -> bytes:
