@@ -103,6 +103,8 @@ class Ethtool:
 
     def prepare(self, slot: SlotName) -> None:
         self._vfs.prepare(self._vf[slot])
+        if self._catch:
+            self._catch.prepare(slot)
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._served.clear()

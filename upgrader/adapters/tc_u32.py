@@ -1,6 +1,6 @@
 """VF steering in software: tc u32 filters and mirred actions on the PF's ingress, over netlink.
 
-Works on any netdev. One filter takes all of the overlay (UDP to the VXLAN port) and, while a window is open, one
+Works on any netdev. Two filters give both VFs what neighbours answer (`tc_neighbours`). One filter takes all of the overlay (UDP to the VXLAN port) and, while a window is open, one
 filter a VM in front of it takes the VM's own (VNI and inner destination MAC). What a filter does is changed in one step
 (RCU), so no packet meets a gap: its mirred action where it has one, else the whole filter by its handle.
 
@@ -11,7 +11,7 @@ message and its answer: `move_vm`, and `failover` of all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +21,12 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_links import Links, TcLinks
+from upgrader.adapters.tc_neighbours import copy_answers
+from upgrader.adapters.tc_u32_read import read_targets, read_words
 from upgrader.core import tc
 from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
-from upgrader.core.tc import Mirred, Underlay
+from upgrader.core.tc import Answers, Mirred, Underlay
 
 # Priorities of single VMs' filters, and behind them of the one for the rest; 1 to 49 are ours. The kernel wants
 # another one for each protocol.
@@ -93,11 +95,14 @@ class TcU32:
             ours, foreign = len(kernel.filters), tuple(kernel.foreign)
         return NicFacts("any", os.uname().release, "", "", "tc u32 in the kernel", ours + len(foreign), foreign)
 
-    def prepare(self, slot: SlotName) -> None:
-        """A netdev that packets are sent to needs nothing."""
+    def prepare(self, slot: SlotName) -> None:  # noqa: ARG002 - both get what neighbours answer
+        """A netdev that packets are sent to needs nothing else."""
+        with self._kernel() as kernel:
+            kernel.copy_answers()
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:  # noqa: ARG002 - a netdev does not forget
         with self._kernel() as kernel:
+            kernel.copy_answers()
             kernel.set(_STEADY, (slot,))
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
@@ -212,6 +217,11 @@ class _Kernel:
         self._changed.add(key)
         self._requests.send([message])
 
+    def copy_answers(self) -> None:
+        """Both VFs see what neighbours answer to the PF, wherever the overlay goes."""
+        copy_answers(self._links, self._requests)
+        self._parent = self._parent or tc.INGRESS
+
     def remove_single(self) -> None:
         """Take every filter of a single VM away."""
         single = {key: f for key, f in self.filters.items() if key != _STEADY}
@@ -276,22 +286,15 @@ def _prio(key: Key, underlay: Underlay) -> int:
 
 
 def _read_filter(message: Any, vxlan_port: int, underlay: Underlay) -> _Filter | str | None:
-    """One of ours, or another one in words; None for what stands between filters: the entry of a table or a priority."""
-    prio = message["info"] >> 16
-    kind = message.get_attr("TCA_KIND")
-    options = message.get_attr("TCA_OPTIONS")
-    if options is None:
+    """One of ours, or another one in words; None for what is no rule: copies of answers, the entry of a table or a priority."""
+    prio, words = message["info"] >> 16, read_words(message)
+    if words is None or any((prio, words) == (kind.prio, kind.words) for kind in Answers):
         return None
-    selector = options.get_attr("TCA_U32_SEL") if kind == "u32" else None
-    if kind == "u32" and selector is None:
-        return None
-    # from the bytes: pyroute2 0.9 decodes keys four bytes early
-    words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
-    actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
+    targets, indexes, packets = read_targets(message)
     key = tc.read_overlay(words, vxlan_port, underlay)
-    if key is None or actions is None or prio != _prio(key, underlay):
-        return f"{kind} filter {message['handle']:#x} at priority {prio}"
-    return _Filter(key, message["handle"], *_read_actions(actions))
+    if key is None or not targets or prio != _prio(key, underlay):
+        return f"{message.get_attr('TCA_KIND')} filter {message['handle']:#x} at priority {prio}"
+    return _Filter(key, message["handle"], targets, indexes, packets)
 
 
 def _key(port: VmPort) -> Key:
@@ -303,26 +306,3 @@ def _key(port: VmPort) -> Key:
             next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
         )
     return port.vni, port.mac.lower()
-
-
-def _read_actions(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Netdevs a filter's mirred actions send to, their indexes, and the packets the first of them has seen."""
-    targets: list[int] = []
-    indexes: list[int] = []
-    packets = 0
-    for _, action in _attrs(actions):
-        options = action.get_attr("TCA_ACT_OPTIONS")
-        if action.get_attr("TCA_ACT_KIND") != "mirred" or options is None:
-            continue
-        parms = options.get_attr("TCA_MIRRED_PARMS")
-        if not targets:
-            stats = action.get_attr("TCA_ACT_STATS")
-            basic = stats.get_attr("TCA_STATS_BASIC") if stats is not None else None
-            packets = basic["packets"] if basic else 0
-        targets.append(parms["ifindex"])
-        indexes.append(parms["index"])
-    return tuple(targets), tuple(indexes), packets
-
-
-def _attrs(message: Any) -> Iterable[tuple[str, Any]]:
-    return ((a[0], a[1]) for a in message["attrs"])
