@@ -211,6 +211,9 @@ class Steering(Protocol):
         """Stop the VF of a switch that is dead, where the NIC can; `prepare` lifts it. It takes up to 300 ms."""
 
     def rules(self) -> tuple[SteeringRule, ...]: ...
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """The one of `rules` that is this port's alone, read from the NIC at a cost that others' rules do not add to."""
+
     def arrived(self) -> dict[SlotName, int]:
         """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
 

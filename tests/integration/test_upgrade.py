@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.killing import coordinator_pid, running_upgrade, settled, wait_until
-from tests.support.lab_host import LabHost, report, upgrade
+from tests.support.lab_host import LabHost, reachable, report, upgrade
 from upgrader.adapters import gate
 from upgrader.core.errors import Exit
 from upgrader.core.journal import EventKind
@@ -30,16 +30,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SHAPES = [{"vms": 4}, {"vms": 2, "queues": 2, "pages": "2m"}]
 one_lab = pytest.mark.parametrize("lab", [SHAPES[0]], indirect=True)
-
-
-def reachable(lab: Lab) -> list[str]:
-    """Guests that answer the remote hypervisor through the overlay."""
-    ns = lab.spec.namespaces.remote
-    return [
-        vm.name
-        for vm in lab.guests
-        if gate.run(["ping", "-c", "3", "-i", "0.2", "-W", "2", vm.ip], netns=ns, check=False).returncode == 0
-    ]
 
 
 def all_reachable(lab: Lab) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ class Ports(threading.Thread):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("lab", [{"tag": "w", "vms": 2}], indirect=True)
-def test_a_run_under_a_writer_ends_with_both_switches_equal(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_under_a_writer_ends_with_both_switches_equal(
+    lab: Lab, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     host = LabHost(lab)
     with controllers_network() as lay:
         netns = [lay(slot) for slot in host.slots.values()].pop()
@@ -109,5 +112,7 @@ def test_a_run_under_a_writer_ends_with_both_switches_equal(lab: Lab, tmp_path: 
         replication.follow(context, context.target, context.source)
         assert replication.differences(context, context.target, context.source) == ()
         assert host.host.database.in_control(context.target)
-        print(f"{rate:.0f} changes/s, ports {ports.changes}, blackouts {[m['blackout_us'] for m in moves]} us")
+        record_property("flow changes/s", round(rate))
+        record_property("port changes", ports.changes)
+        record_property("blackouts, us", [round(m["blackout_us"]) for m in moves])
         assert rate >= RATE

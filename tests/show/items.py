@@ -43,10 +43,11 @@ def tested(file: str, *names: str, timeout_s: float = 1800, env: Mapping[str, st
     for case in cases:
         name = case.get("name", "").removeprefix("test_").replace("_", " ")
         bad = [c for c in case if c.tag in ("failure", "error", "skipped")]
+        told = "".join(f", {p.get('name')} {p.get('value')}" for p in case.iter("property"))  # pytest's record_property
         figure = (
             f"{bad[0].tag}: {bad[0].get('message', '')[:200]}"
             if bad
-            else f"passed in {float(case.get('time', 0)):.1f} s"
+            else f"passed in {float(case.get('time', 0)):.1f} s{told}"
         )
         yield Item(name, figure, "passes", not bad)
     whole = done.returncode == 0 and len(cases) >= max(1, len(names))

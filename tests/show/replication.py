@@ -48,6 +48,21 @@ def findings() -> Iterator[Item]:
     yield from tested("tests/unit/test_findings.py")
 
 
+def versions() -> Iterator[Item]:
+    """Up and down between two versions of OVS and DPDK."""
+    yield from tested("tests/integration/lab_versions.py")
+
+
+def learned() -> Iterator[Item]:
+    """Each switch knows its tunnels' neighbours at first hand."""
+    yield from tested("tests/integration/test_neighbours.py")
+
+
+def stale() -> Iterator[Item]:
+    """A standby that is an old copy is not moved to, nor taken over to without that being said."""
+    yield from tested("tests/unit/test_stale.py")
+
+
 def writer() -> Iterator[Item]:
     """A whole run on the real lab while flows and ports change all the time."""
     yield from tested("tests/integration/test_writer.py")
@@ -99,6 +114,9 @@ PARTS = {
     "follow": follow,
     "control": control,
     "findings": findings,
+    "learned": learned,
+    "stale": stale,
+    "versions": versions,
     "writer": writer,
     "bench": bench,
     "packet": packet,

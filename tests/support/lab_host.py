@@ -103,6 +103,16 @@ class LabHost:
         return pid is not None and set(owners) == {pid} and len(rules) == 1 and rules[0].targets == (slot,)
 
 
+def reachable(lab: Lab) -> list[str]:
+    """Guests that answer the remote hypervisor through the overlay."""
+    ns = lab.spec.namespaces.remote
+    return [
+        vm.name
+        for vm in lab.guests
+        if gate.run(["ping", "-c", "3", "-i", "0.2", "-W", "2", vm.ip], netns=ns, check=False).returncode == 0
+    ]
+
+
 def children_named(name: str) -> set[int]:
     """Pids of processes whose command line has `name` in it, ours aside."""
     found = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +31,14 @@ _NUMBERS = itertools.count()  # several factories may be in use at a time
 
 
 class SlotFactory:
-    """Starts slots, each in a namespace named after this process, and takes them all down at the end."""
+    """Starts slots, each in a namespace named after this process, and takes them all down at the end.
 
-    def __init__(self, folder: Path) -> None:
+    prefixes  of the OVS of a slot that has another one than `make stack` builds
+    """
+
+    def __init__(self, folder: Path, prefixes: Mapping[str, Path] | None = None) -> None:
         self._folder = folder
+        self._prefixes = prefixes or {}
         self._slots: list[Slot] = []
 
     def __enter__(self) -> SlotFactory:
@@ -71,7 +76,7 @@ class SlotFactory:
         netns = f"t{os.getpid()}-{next(_NUMBERS)}{name}"
         slot = Slot(
             name=cast("Literal['a', 'b']", name),
-            prefix=PREFIX,
+            prefix=self._prefixes.get(name, PREFIX),
             rundir=self._folder / name,
             netns=netns,
             vf="lo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_a_switch_that_dies_while_it_is_read_is_one_that_does_not_run(tmp_path: 
     made[0].look_fault = lambda name, count: refused("no answer") if name == "read a" else None
     with pytest.raises(HostError):  # it is as it was: what fails is said
         look(made)
+
+
+def test_all_rules_are_read_as_often_for_many_vms_as_for_few(tmp_path: Path) -> None:
+    looks: dict[int, Counter[str]] = {}
+    for vms in (3, 30):
+        made = make(tmp_path / str(vms), vms=vms)
+        seen = looks[vms] = Counter()
+        plan = upgrade_plan(made)
+        made[0].look_fault = lambda name, count, seen=seen: seen.update([name])  # type: ignore[misc]
+        assert carry_out(made, plan).outcome == "done"
+        assert seen["rule"] == vms
+    assert looks[3]["rules"] == looks[30]["rules"] > 0
 
 
 def test_intent_comes_before_every_effect(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ class Ethtool:
 
     def prepare(self, slot: SlotName) -> None:
         self._vfs.prepare(self._vf[slot])
+        if self._catch:
+            self._catch.prepare(slot)
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._served.clear()
@@ -171,6 +173,10 @@ class Ethtool:
         if ours is not None:
             return (SteeringRule(None, None, self._slots(ours), None),)
         return self._catch.rules() if self._catch and self._detour else ()
+
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """That of the catch, in the window of a detour."""
+        return self._catch.rule(port) if self._catch and self._detour and self._ours() is None else None
 
     def arrived(self) -> dict[SlotName, int]:
         """By the VFs' counters, and the catch's where there is one."""

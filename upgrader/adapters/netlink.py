@@ -22,6 +22,8 @@ _NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 _NETLINK_ROUTE = 0
 _ANSWER_S = 2
+_ERROR = 2  # NLMSG_ERROR
+_CHUNK = 1 << 16
 
 
 @contextmanager
@@ -73,6 +75,23 @@ class Requests:
                 refused = refused or -code
         if refused:
             raise OSError(refused, os.strerror(refused))
+
+    def ask(self, message: bytes) -> bytes:
+        """Send one message and read the kernel's one answer, whole. Raises OSError with its refusal."""
+        self._sequence += 1
+        asked = bytearray(message)
+        struct.pack_into("=I", asked, 8, self._sequence)
+        self._socket.send(asked)
+        while True:
+            answer = self._socket.recv(_CHUNK)
+            kind, number, code = struct.unpack_from(
+                "=4xH2xI4xi", answer
+            )  # struct nlmsghdr, then perhaps struct nlmsgerr
+            if number != self._sequence:
+                continue  # the late answer to a request that was given up
+            if kind == _ERROR:
+                raise OSError(-code, os.strerror(-code))
+            return answer
 
 
 def socket_in(netns: str | None, family: int, kind: int, protocol: int = 0) -> socket.socket:

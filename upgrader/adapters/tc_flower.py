@@ -120,6 +120,9 @@ class TcFlower:
         with self._state() as state:
             return (SteeringRule(None, None, state.slots(), state.ours.packets),) if state.ours else ()
 
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """None: there is one for the whole port."""
+
     def arrived(self) -> dict[SlotName, int]:
         return self._tc.arrived()
 

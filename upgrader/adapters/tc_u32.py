@@ -1,6 +1,6 @@
 """VF steering in software: tc u32 filters and mirred actions on the PF's ingress, over netlink.
 
-Works on any netdev. One filter takes all of the overlay (UDP to the VXLAN port) and, while a window is open, one
+Works on any netdev. Two filters give both VFs what neighbours answer (`tc_neighbours`). One filter takes all of the overlay (UDP to the VXLAN port) and, while a window is open, one
 filter a VM in front of it takes the VM's own (VNI and inner destination MAC). What a filter does is changed in one step
 (RCU), so no packet meets a gap: its mirred action where it has one, else the whole filter by its handle.
 
@@ -11,18 +11,22 @@ message and its answer: `move_vm`, and `failover` of all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_links import Links, TcLinks
+from upgrader.adapters.tc_neighbours import copy_answers
+from upgrader.adapters.tc_u32_read import read_targets, read_words
 from upgrader.core import tc
 from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
-from upgrader.core.tc import Mirred, Underlay
+from upgrader.core.tc import Answers, Mirred, Underlay
 
 # Priorities of single VMs' filters, and behind them of the one for the rest; 1 to 49 are ours. The kernel wants
 # another one for each protocol.
@@ -48,12 +52,16 @@ class _Filter:
 class _Armed:
     """What turns one filter at once.
 
-    action   messages that change its one action, by slot; empty where it has two, or a new one not read yet
-    replace  the message that replaces the filter by one to these slots
+    action       messages that change its one action, by slot; empty where it has two, or a new one not read yet
+    replace      the message that replaces the filter by one to these slots
+    get          the message that asks for it
+    representors netdevs by slot, as they were
     """
 
     action: dict[SlotName, bytes]
     replace: Callable[[tuple[SlotName, ...]], bytes]
+    get: bytes
+    representors: dict[SlotName, int]
 
 
 class TcU32:
@@ -87,11 +95,14 @@ class TcU32:
             ours, foreign = len(kernel.filters), tuple(kernel.foreign)
         return NicFacts("any", os.uname().release, "", "", "tc u32 in the kernel", ours + len(foreign), foreign)
 
-    def prepare(self, slot: SlotName) -> None:
-        """A netdev that packets are sent to needs nothing."""
+    def prepare(self, slot: SlotName) -> None:  # noqa: ARG002 - both get what neighbours answer
+        """A netdev that packets are sent to needs nothing else."""
+        with self._kernel() as kernel:
+            kernel.copy_answers()
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:  # noqa: ARG002 - a netdev does not forget
         with self._kernel() as kernel:
+            kernel.copy_answers()
             kernel.set(_STEADY, (slot,))
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
@@ -132,6 +143,19 @@ class TcU32:
                 SteeringRule(vni, mac, kernel.slots(f.ifindexes), f.packets) for (vni, mac), f in kernel.filters.items()
             )
 
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        """Of one that is armed only that filter is asked for. All are read where it is not as it was."""
+        key = _key(port)
+        if self._socket and (armed := self._armed.get(key)):
+            with suppress(OSError):
+                message = tcmsg(self._socket.ask(armed.get))
+                message.decode()
+                found = _read_filter(message, self._vxlan_port, self._underlay)
+                slots = tc.slots_behind(found.ifindexes, armed.representors) if isinstance(found, _Filter) else ()
+                if isinstance(found, _Filter) and found.key == key and slots:
+                    return SteeringRule(*key, slots, found.packets)
+        return next((r for r in self.rules() if (r.vni, r.mac) == key), None)
+
     def arrived(self) -> dict[SlotName, int]:
         return self._tc.arrived()
 
@@ -146,7 +170,7 @@ class TcU32:
                 actions.append(armed.action[slots[0]])
             else:
                 filters.append(armed.replace(slots))
-                self._armed[key] = _Armed({}, armed.replace)  # its actions are new ones
+                self._armed[key] = replace(armed, action={})  # its actions are new ones
         try:
             self._socket.send(filters + tc.change_actions(actions))
         except OSError:  # somebody has changed the filters since, or made netdevs anew: look again
@@ -196,6 +220,11 @@ class _Kernel:
         self._changed.add(key)
         self._requests.send([message])
 
+    def copy_answers(self) -> None:
+        """Both VFs see what neighbours answer to the PF, wherever the overlay goes."""
+        copy_answers(self._links, self._requests)
+        self._parent = self._parent or tc.INGRESS
+
     def remove_single(self) -> None:
         """Take every filter of a single VM away."""
         single = {key: f for key, f in self.filters.items() if key != _STEADY}
@@ -215,6 +244,8 @@ class _Kernel:
                 if len(f.indexes) == 1 and key not in self._changed
                 else {},
                 partial(self._message, key, f.handle),
+                self._filter_message(tc.GET_FILTER, 0, key, f.handle),
+                self._links.representors,
             )
             for key, f in self.filters.items()
         }
@@ -234,38 +265,39 @@ class _Kernel:
             flags,
             ifindex=self._links.pf,
             parent=self._parent or tc.INGRESS,
-            prio=self._prio(key),
+            prio=_prio(key, self._underlay),
             handle=handle,
             classifier="u32",
             underlay=self._underlay,
             options=options,
         )
 
-    def _prio(self, key: Key) -> int:
-        single, rest = _PRIOS[self._underlay]
-        return rest if key == _STEADY else single
-
     def _read(self, parent: int) -> dict[Key, _Filter]:
         found: dict[Key, _Filter] = {}
         for message in self._links.ipr.get_filters(index=self._links.pf, parent=parent):
-            prio = message["info"] >> 16
-            kind = message.get_attr("TCA_KIND")
-            options = message.get_attr("TCA_OPTIONS")
-            if options is None:
-                continue
-            selector = options.get_attr("TCA_U32_SEL") if kind == "u32" else None
-            if kind == "u32" and selector is None:
-                continue  # the hash table's own entry
-            # from the bytes: pyroute2 0.9 decodes keys four bytes early
-            words = tc.read_u32_keys(selector.data[selector.offset + 4 :]) if selector is not None else {}
-            actions = options.get_attr("TCA_U32_ACT") if selector is not None else None
-            key = tc.read_overlay(words, self._vxlan_port, self._underlay)
-            if key is None or actions is None or prio != self._prio(key):
-                self.foreign.append(f"{kind} filter {message['handle']:#x} at priority {prio}")
-                continue
-            targets, indexes, packets = _read_actions(actions)
-            found[key] = _Filter(key, message["handle"], targets, indexes, packets)
+            one = _read_filter(message, self._vxlan_port, self._underlay)
+            if isinstance(one, str):
+                self.foreign.append(one)
+            elif one:
+                found[one.key] = one
         return found
+
+
+def _prio(key: Key, underlay: Underlay) -> int:
+    single, rest = _PRIOS[underlay]
+    return rest if key == _STEADY else single
+
+
+def _read_filter(message: Any, vxlan_port: int, underlay: Underlay) -> _Filter | str | None:
+    """One of ours, or another one in words; None for what is no rule: copies of answers, the entry of a table or a priority."""
+    prio, words = message["info"] >> 16, read_words(message)
+    if words is None or any((prio, words) == (kind.prio, kind.words) for kind in Answers):
+        return None
+    targets, indexes, packets = read_targets(message)
+    key = tc.read_overlay(words, vxlan_port, underlay)
+    if key is None or not targets or prio != _prio(key, underlay):
+        return f"{message.get_attr('TCA_KIND')} filter {message['handle']:#x} at priority {prio}"
+    return _Filter(key, message["handle"], targets, indexes, packets)
 
 
 def _key(port: VmPort) -> Key:
@@ -277,26 +309,3 @@ def _key(port: VmPort) -> Key:
             next=f"ovs-vsctl set Interface {port.interface} external_ids:vni=…",
         )
     return port.vni, port.mac.lower()
-
-
-def _read_actions(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Netdevs a filter's mirred actions send to, their indexes, and the packets the first of them has seen."""
-    targets: list[int] = []
-    indexes: list[int] = []
-    packets = 0
-    for _, action in _attrs(actions):
-        options = action.get_attr("TCA_ACT_OPTIONS")
-        if action.get_attr("TCA_ACT_KIND") != "mirred" or options is None:
-            continue
-        parms = options.get_attr("TCA_MIRRED_PARMS")
-        if not targets:
-            stats = action.get_attr("TCA_ACT_STATS")
-            basic = stats.get_attr("TCA_STATS_BASIC") if stats is not None else None
-            packets = basic["packets"] if basic else 0
-        targets.append(parms["ifindex"])
-        indexes.append(parms["index"])
-    return tuple(targets), tuple(indexes), packets
-
-
-def _attrs(message: Any) -> Iterable[tuple[str, Any]]:
-    return ((a[0], a[1]) for a in message["attrs"])

@@ -17,7 +17,7 @@ from upgrader.core.model import SlotName
 
 # Where the filters of a netdev hang: the old ingress qdisc, or the ingress side of clsact (linux/pkt_sched.h)
 INGRESS, CLSACT_INGRESS = 0xFFFF0000, 0xFFFFFFF2
-NEW_FILTER, DEL_FILTER, NEW_ACTION = 44, 45, 48  # RTM_*
+NEW_FILTER, DEL_FILTER, GET_FILTER, NEW_ACTION = 44, 45, 46, 48  # RTM_*
 REQUEST, ACK, REPLACE, EXCLUSIVE, CREATE = 0x1, 0x4, 0x100, 0x200, 0x400  # NLM_F_*
 _HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -31,7 +31,7 @@ _KIND_MASK = 0x3FFF  # of an attribute's type; the rest are flags
 _ACT_STATS, _STATS_BASIC = 4, 1
 _MIRRED_PARMS = 2
 _ACT_TAB = 1
-_PIPE, _STOLEN = 3, 4  # TC_ACT_*: go on to the next action; the packet is gone
+_UNSPEC, _PIPE, _STOLEN = -1, 3, 4  # TC_ACT_*: go on to the next filter; to the next action; the packet is gone
 _REDIRECT, _MIRROR = 1, 2  # TCA_EGRESS_*
 _ACTIONS_A_MESSAGE = 32  # TCA_ACT_MAX_PRIO
 
@@ -74,6 +74,23 @@ class Underlay(Enum):
         return struct.pack(">H", self.ethertype)
 
 
+class Answers(Enum):
+    """What neighbours answer, by which a switch knows the next hop of its tunnels, as u32 tells it.
+
+    ethertype  of its frames
+    prio       place of its filter; the kernel wants another one for each protocol
+    words      an ARP reply (RFC 826); a neighbour advertisement right behind the IPv6 header (RFC 4861, section 4.4)
+    """
+
+    ARP = (0x0806, 30, ((4, 0x0002, 0xFFFF),))
+    ND = (0x86DD, 31, ((4, 58 << 8, 0x0000FF00), (40, 136 << 24, 0xFF000000)))
+
+    def __init__(self, ethertype: int, prio: int, words: tuple[tuple[int, int, int], ...]) -> None:
+        self.prio = prio
+        self.words: Words = {offset: (value, mask) for offset, value, mask in words}
+        self.protocol = struct.pack(">H", ethertype)
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     """`struct nlattr` and its payload, padded to 4 bytes."""
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
@@ -89,15 +106,17 @@ class Mirred:
     """One mirred action: to a netdev, as a copy (the packet goes on to the next action) or for good.
 
     index   an action that is there is meant; 0: a new one
+    passes  behind the copy the packet goes on to the next filter
     """
 
     ifindex: int
     copy: bool = False
     index: int = 0
+    passes: bool = False
 
     def encode(self) -> bytes:
         """TCA_ACT_KIND and TCA_ACT_OPTIONS with `struct tc_mirred`."""
-        control, how = (_PIPE, _MIRROR) if self.copy else (_STOLEN, _REDIRECT)
+        control, how = (_UNSPEC if self.passes else _PIPE, _MIRROR) if self.copy else (_STOLEN, _REDIRECT)
         parms = struct.pack("=IIiiiiI", self.index, 0, control, 0, 0, how, self.ifindex)
         return attribute(_KIND, b"mirred\0") + attribute(_OPTIONS, attribute(_MIRRED_PARMS, parms))
 
@@ -106,6 +125,12 @@ def deliver(ifindexes: Sequence[int]) -> tuple[Mirred, ...]:
     """The actions that give a packet to each of these netdevs."""
     *copies, last = ifindexes
     return (*(Mirred(i, copy=True) for i in copies), Mirred(last))
+
+
+def copy_to(ifindexes: Sequence[int]) -> tuple[Mirred, ...]:
+    """The actions that give each of these netdevs a copy; the packet goes where it went without."""
+    *first, last = ifindexes
+    return (*(Mirred(i, copy=True) for i in first), Mirred(last, copy=True, passes=True))
 
 
 def change_actions(encoded: Sequence[bytes]) -> list[bytes]:
@@ -129,15 +154,16 @@ def filter_message(
     prio: int,
     handle: int,
     classifier: str,
-    underlay: Underlay = Underlay.IPV4,
+    underlay: Underlay | Answers = Underlay.IPV4,
     options: bytes = b"",
 ) -> bytes:
-    """RTM_NEWTFILTER or RTM_DELTFILTER of a filter on the underlay's packets."""
+    """RTM_NEWTFILTER, RTM_DELTFILTER or RTM_GETTFILTER of a filter on such packets; what is got is its own answer."""
     info = prio << 16 | int.from_bytes(underlay.protocol, sys.byteorder)
     attributes = attribute(_KIND, classifier.encode() + b"\0")
     if options:
         attributes += attribute(_OPTIONS, options)
-    return message(kind, REQUEST | ACK | flags, _TCMSG.pack(0, ifindex, handle, parent, info) + attributes)
+    answered = 0 if kind == GET_FILTER else ACK
+    return message(kind, REQUEST | answered | flags, _TCMSG.pack(0, ifindex, handle, parent, info) + attributes)
 
 
 def action_list(actions: Iterable[Mirred]) -> bytes:

@@ -7,8 +7,7 @@
                                          <--- everything a VF sends ---'
 
 What goes from the PF to a VF is the coordinator's business (`upgrader.adapters.tc_u32`, filter priorities 1 to 49).
-Two things a NIC does by itself stand here, at priority 100: what a VF sends leaves by the wire, and each VF gets a
-copy of the ARP replies that the kernel gets, so that each switch knows its neighbours.
+What a NIC does by itself stands here, at priority 100: what a VF sends leaves by the wire.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from upgrader.lab.spec import LabSpec
 
 _NETNS: Final = Path("/run/netns")
 _WIRING_PRIO: Final = 100
-_ARP_REPLY: Final = "match u16 0x0002 0xffff at 6"  # opcode, RFC 826
 #: netdevs on the path of a packet, by namespace; on all of them a packet has to be what was on the wire.
 _VFS: Final = (("vf1r", "vf1", "slot_a"), ("vf2r", "vf2", "slot_b"))
 
@@ -81,10 +79,6 @@ def wiring_batch() -> str:
         f"action mirred egress redirect dev {names.PF}"
         for rep, _, _ in _VFS
     ]
-    lines.append(
-        f"filter add dev {names.PF} parent ffff: protocol arp prio {_WIRING_PRIO} u32 {_ARP_REPLY} "
-        "action mirred egress mirror dev vf1r pipe action mirred egress mirror dev vf2r"
-    )
     return "\n".join(lines) + "\n"
 
 

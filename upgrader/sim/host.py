@@ -79,6 +79,11 @@ class SimSteering:
         single = [SteeringRule(vni, mac, to, 0) for (vni, mac), to in self._w.rules.items()]
         return (*single, SteeringRule(None, None, self._w.steady, 0))
 
+    def rule(self, port: VmPort) -> SteeringRule | None:
+        self._w.look("rule")
+        slots = self._w.rules.get((port.vni, port.mac))
+        return SteeringRule(port.vni, port.mac, slots, 0) if slots else None
+
 
 class SimResources:
     def __init__(self, world: World) -> None:

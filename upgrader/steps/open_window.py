@@ -16,9 +16,11 @@ from upgrader.steps.base import Context, Data
 
 def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, ...]]]) -> None:
     """Raise unless the NIC says that each VM's traffic goes to exactly these slots, where it has rules for single VMs."""
-    if not context.host.steering.capabilities().per_vm:
+    steering = context.host.steering
+    if not steering.capabilities().per_vm:
         return
-    rules = {(r.vni, r.mac): r.targets for r in context.host.steering.rules()}
+    read = steering.rules() if len(wanted) > 1 else [r for port, _ in wanted if (r := steering.rule(port))]
+    rules = {(r.vni, r.mac): r.targets for r in read}
     for port, slots in wanted:
         targets = rules.get((port.vni, port.mac))
         if targets is None or set(targets) != set(slots):
