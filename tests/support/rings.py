@@ -1,7 +1,7 @@
 """A look at guests' rings from outside, through the memory that QEMU shares: whoever writes to them, only one may.
 
 DPDK gives used descriptors back in the order in which they were made available (split rings, VIRTIO 1.1, 2.6). Two
-writers at a time would set `used->idx` back, or give a descriptor back twice or out of turn.
+writers at a time would set `used->idx` back or beyond `avail->idx`, or give a descriptor back twice or out of turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from upgrader.lab.libvirtd import virsh
 from upgrader.lab.up import Lab
 
 _EVERY_S = 0.0005
+_HALF = 0x8000
+_NICE = -10  # what the switch has: looks that come too late see nothing
 
 
 @dataclass
@@ -42,12 +44,16 @@ class Ring:
 
     def look(self) -> None:
         """Check what was given back since the last look."""
-        (now,) = struct.unpack_from("<H", self.memory, self.used + 2)
+        now, made = self._indexes()
         if self.seen is None:
             self.seen = now
         new = (now - self.seen) & 0xFFFF
         if new > self.num:
-            self._wrong(f"used->idx went from {self.seen} to {now}")
+            # forward, and no further than what was made available: the whole ring was used anew before this look
+            if new < _HALF and ((made - now) & 0xFFFF) <= self.num:
+                self.missed += new
+            else:
+                self._wrong(f"used->idx went from {self.seen} to {now}, avail->idx is {made}")
             self.seen = now
             return
         for index in range(self.seen, self.seen + new):
@@ -60,6 +66,14 @@ class Ring:
                 self._wrong(f"entry {index & 0xFFFF}: descriptor {used} was given back, {head} was its turn")
             self.checked += 1
         self.seen = now
+
+    def _indexes(self) -> tuple[int, int]:
+        """`used->idx` and `avail->idx` of one moment."""
+        while True:
+            (now,) = struct.unpack_from("<H", self.memory, self.used + 2)
+            (made,) = struct.unpack_from("<H", self.memory, self.avail + 2)
+            if struct.unpack_from("<H", self.memory, self.used + 2) == (now,):
+                return now, made
 
     def _wrong(self, what: str) -> None:
         if len(self.wrong) < 10:
@@ -116,7 +130,7 @@ def watched_rings(lab: Lab) -> Iterator[Watched]:
     """All rings of all guests are watched by a process of their own; what it found stands in the value afterwards."""
     result = Watched()
     argv = [sys.executable, "-m", "tests.support.rings"]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -139,6 +153,9 @@ def main() -> None:
             memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         rings.append(Ring(memory=memory, **found))
     os.set_blocking(sys.stdin.fileno(), False)
+    os.nice(_NICE)
+    with suppress(OSError):  # sched(7): a nice value counts within its session's group
+        Path("/proc/self/autogroup").write_text(str(_NICE))
     print("watching", flush=True)
     while not sys.stdin.readline():
         for ring in rings:

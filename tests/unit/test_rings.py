@@ -67,6 +67,28 @@ def test_two_writers_set_the_index_back(guest: Guest) -> None:
     assert "used->idx went from 4 to 1" in guest.ring.wrong[0]
 
 
+def test_a_look_that_comes_after_more_than_a_ring_is_no_second_writer(guest: Guest) -> None:
+    writer = Writer(guest)
+    for number in range(3 * NUM):
+        guest.make_available(number % NUM)
+        writer.use()
+    guest.ring.look()
+    assert (guest.ring.wrong, guest.ring.missed, guest.ring.checked) == ([], 3 * NUM, 0)
+    guest.make_available(1)
+    writer.use()
+    guest.ring.look()
+    assert (guest.ring.wrong, guest.ring.checked) == ([], 1)
+
+
+def test_an_index_beyond_what_was_made_available(guest: Guest) -> None:
+    guest.make_available(0)
+    writer = Writer(guest)
+    for _ in range(3 * NUM):
+        writer.use()
+    guest.ring.look()
+    assert "used->idx went from 0 to 24, avail->idx is 1" in guest.ring.wrong[0]
+
+
 def test_a_descriptor_that_is_given_back_twice(guest: Guest) -> None:
     writer = Writer(guest)
     for head in (3, 4):

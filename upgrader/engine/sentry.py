@@ -85,6 +85,7 @@ def serve(orders: Connection, setup: Setup) -> None:
     probe: Probe | None = None
     order: Order | None = None
     health = Health()
+    _go_first()
     try:
         while True:
             readable = wait([orders, death.fileno()] if death else [orders], _PULSE_S if probe else None)
@@ -138,7 +139,6 @@ def _get_ready(context: Context, pool: ThreadPoolExecutor, death: DeathWatch | N
     together = threading.Barrier(_AT_A_TIME)
     for _ in range(_AT_A_TIME):
         pool.submit(_go_first, together)
-    _go_first()
     if not gc.isenabled():
         gc.collect()  # now, and not in the middle of a takeover
     return Ready(death is not None and death.early)
@@ -148,8 +148,11 @@ def _go_first(together: threading.Barrier | None = None) -> None:
     """Before all that shares the machine: these threads sleep but for a takeover."""
     if together:
         together.wait()  # so that each thread of the pool comes here
-    with suppress(OSError):  # a unit or a container without real-time priorities
+    try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError as error:  # a unit or a container without real-time priorities
+        if not together:
+            log.warning("no real-time priority: a takeover waits for a CPU as everybody does", error=str(error))
 
 
 def _act(setup: Setup, order: Order, pool: ThreadPoolExecutor, hang: str) -> Taken | Failed:
