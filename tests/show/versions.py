@@ -42,6 +42,7 @@ MIXED_TRIPS, KILLS = int(os.environ.get("MIXED_TRIPS", "5")), int(os.environ.get
 PAGES = os.environ.get("PAGES", "4k 2m").split()
 VMS, RATE_PPS, CONTROL_S = 2, 1000, 10.0
 TIMES = 3.0
+AT_ONCE = 5  # trips in one run of traffic
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
 
 
@@ -85,9 +86,9 @@ def moved(lab: Lab, trips: int) -> tuple[list[Felt], dict[str, str]]:
         exercise = Exercise(lab.spec, session)
         control = exercise.control(CONTROL_S)
         done: list[Exercised] = []
-        for number in range(2 * trips):
-            done.append(exercise.upgrade(control))
-            print(f"{lab.spec.name}: {number + 1} of {2 * trips}", file=sys.stderr)
+        for first in range(0, trips, AT_ONCE):
+            done.append(exercise.upgrade(control, 2 * min(AT_ONCE, trips - first)))
+            print(f"{lab.spec.name}: {min(first + AT_ONCE, trips)} of {trips} trips", file=sys.stderr)
     return [f for d in done for f in d.felt], {vm: what for d in done for vm, what in d.disturbed.items()}
 
 

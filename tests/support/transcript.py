@@ -186,26 +186,31 @@ def _line(raw: dict[str, Any]) -> Message | Mark:
 def canonical(transcript: Transcript, switch: str) -> list[str]:
     """One connection's messages without what differs from run to run: addresses, indexes, how guest memory is cut up.
 
-    What stays: order, who speaks, which answers are wanted, features, places of rings (guest or scratch), descriptors.
+    What stays: order of each side's messages between two marks (an answer may come before or after the next question),
+    which answers are wanted, features, places of rings (guest or scratch), descriptors.
     """
     regions: Sequence[Mapping[str, int]] = ()
+    sides: dict[Side, list[str]] = {"qemu": [], "switch": []}
     lines = []
-    for line in transcript.lines:
+    for line in (*transcript.lines, Mark(0, "end")):
         if isinstance(line, Mark):
-            lines.append(f"# {line.what}")
-            continue
-        if line.switch != switch:
-            continue
-        fields = dict(line.fields)
-        if line.request == "SET_MEM_TABLE" and "regions" in fields:
-            regions = fields["regions"]
-            kinds = {"scratch" if r["guest"] == SCRATCH_ADDRESS else "guest" for r in regions}
-            fields = {"regions": sorted(kinds)}
-        elif line.request == "SET_VRING_ADDR" and "desc" in fields:
-            fields = {"ring": fields["ring"], "at": place(regions, fields["desc"])}
-        elif line.request in ("SET_VRING_BASE", "GET_VRING_BASE"):
-            fields.pop("num", None)
-        fds = "any" if line.request == "SET_MEM_TABLE" and line.sender == "qemu" else line.fds
-        ack = " needs an answer" if line.wants_ack else ""
-        lines.append(f"{line.sender} {line.request}{ack} {fields} fds={fds}")
+            lines += [*sides["qemu"], *sides["switch"], f"# {line.what}"]
+            sides = {"qemu": [], "switch": []}
+        elif line.switch == switch:
+            if line.request == "SET_MEM_TABLE" and "regions" in line.fields:
+                regions = line.fields["regions"]
+            sides[line.sender].append(_canonical(line, regions))
     return lines
+
+
+def _canonical(m: Message, regions: Sequence[Mapping[str, int]]) -> str:
+    fields, fds = dict(m.fields), str(m.fds)
+    if "regions" in fields:
+        kinds = {"scratch" if r["guest"] == SCRATCH_ADDRESS else "guest" for r in regions}
+        fields, fds = {"regions": sorted(kinds)}, "one each" if m.fds == len(regions) else fds
+    elif "desc" in fields:
+        fields = {"ring": fields["ring"], "at": place(regions, fields["desc"])}
+    elif m.request in ("SET_VRING_BASE", "GET_VRING_BASE"):
+        fields.pop("num", None)
+    ack = " (to be answered)" if m.wants_ack else ""
+    return f"{m.sender} {m.request}{ack} {fields}, descriptors: {fds}"

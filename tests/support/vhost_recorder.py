@@ -9,6 +9,7 @@ writes it down first; to QEMU it is the switch, and its death the switch's death
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import signal
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+import structlog
 
 from tests.support.switch import Switch, eventually, running
 from tests.support.transcript import Mark, Message, Side, Transcript, decode, save
@@ -295,10 +298,10 @@ class Recording:
         eventually(lambda: self.machine.state()["owner"] != name, "another owner")
         time.sleep(0.2)
 
-    def transcript(self, **about: str) -> Transcript:
+    def transcript(self, about: Mapping[str, str] | None = None) -> Transcript:
         lines = [*self._marks, *(line for t in self._taps.values() for line in t.messages(self._since_ns))]
         lines.sort(key=lambda line: line.at_s)  # stable: a mark comes before what followed from it
-        return Transcript(about, tuple(lines))
+        return Transcript(about or {}, tuple(lines))
 
 
 def ports(switch: Switch) -> Dial:
@@ -306,7 +309,7 @@ def ports(switch: Switch) -> Dial:
     return lambda name, path: switch.add_client_port(f"v{name}", path, number=1 + "ab".index(name))
 
 
-def record(qemu: Path, dial: Dial, directory: Path, **about: str) -> Transcript:
+def record(qemu: Path, dial: Dial, directory: Path, about: Mapping[str, str] | None = None) -> Transcript:
     """The whole scenario: boot, a standby, there and back, stop and cont, there again, and the owner's death."""
     with Recording(qemu, dial, directory) as recording:
         recording.boot()
@@ -316,7 +319,7 @@ def record(qemu: Path, dial: Dial, directory: Path, **about: str) -> Transcript:
         recording.pause()
         recording.switch("b")
         recording.kill("b")
-        return recording.transcript(**about)
+        return recording.transcript(about)
 
 
 def record_to(qemu: Path, prefix: Path, out: Path) -> Transcript:
@@ -329,7 +332,7 @@ def record_to(qemu: Path, prefix: Path, out: Path) -> Transcript:
             "recorded": time.strftime("%Y-%m-%d"),
         }
         with running(prefix, Path(folder) / "switch") as switch:
-            transcript = record(qemu, ports(switch), Path(folder), **about)
+            transcript = record(qemu, ports(switch), Path(folder), about)
     save(transcript, out)
     return transcript
 
@@ -337,6 +340,7 @@ def record_to(qemu: Path, prefix: Path, out: Path) -> Transcript:
 def main(argv: list[str]) -> None:
     if argv[0] == "--tap":
         tap(argv[1], Path(argv[2]))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     qemu, prefix, out = map(Path, argv)
     record_to(qemu, prefix, out)
 

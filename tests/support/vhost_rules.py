@@ -138,8 +138,6 @@ def _of_a_ring(c: Connection, m: Message) -> Iterator[str]:
                 yield "no descriptor, or one too many"
             ring = replace(ring, kicked=True)
         case "SET_VRING_ENABLE":
-            if not c.negotiated:
-                yield "enabled before the features"
             ring = replace(ring, enabled=bool(m.fields["num"]))
         case "GET_VRING_BASE":
             ring = replace(ring, kicked=False, based=False)

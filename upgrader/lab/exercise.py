@@ -51,26 +51,28 @@ class Exercise:
     def control(self, seconds: float) -> TrafficRun:
         return self._session.control(seconds)
 
-    def upgrade(self, control: TrafficRun) -> Exercised:
-        """Run `upgrade --host localhost` under traffic. Raises HostError when it fails."""
+    def upgrade(self, control: TrafficRun, times: int = 1) -> Exercised:
+        """Run `upgrade --host localhost` so often in one run of traffic. Raises HostError when it fails."""
         self._session.start(LONGEST_S)
         time.sleep(BEFORE_S)
-        report = self._command()
+        reports = [self._command() for _ in range(times)]
         time.sleep(AFTER_S)
-        offset = time.monotonic_ns() - time.time_ns()  # the report's moments are CLOCK_REALTIME
-        for move in report["moves"]:
-            self._session.add_window(move["vm"], move["started_at_ns"] + offset, move["ended_at_ns"] + offset)
+        offset = time.monotonic_ns() - time.time_ns()  # the reports' moments are CLOCK_REALTIME
+        moves = [(f"{number} {m['vm']}", m) for number, report in enumerate(reports) for m in report["moves"]]
+        for window, move in moves:
+            self._session.add_window(window, move["started_at_ns"] + offset, move["ended_at_ns"] + offset)
         run = self._session.finish(stop=True)
-        event = f"{report['from_slot']} -> {report['to_slot']}"
         felt = []
-        ended = [move["ended_at_ns"] for move in report["moves"]]
-        for number, move in enumerate(report["moves"]):
-            domain = str(move["vm"]).split("/", maxsplit=1)[0]
-            figures = run.figures(run.window(move["vm"]), control=control)
-            mine = {f.direction: f for f in figures if f.vm == domain}
-            others = tuple(f for f in figures if f.vm != domain and f.direction in FABRIC)
-            apart_s = (ended[number] - ended[number - 1]) / 1e9 if number > 1 else None
-            felt.append(Felt(event, domain, move["blackout_us"], mine, others, apart_s))
+        for number, report in enumerate(reports):
+            event = f"{report['from_slot']} -> {report['to_slot']}"
+            ended = [move["ended_at_ns"] for move in report["moves"]]
+            for place, move in enumerate(report["moves"]):
+                domain = str(move["vm"]).split("/", maxsplit=1)[0]
+                figures = run.figures(run.window(f"{number} {move['vm']}"), control=control)
+                mine = {f.direction: f for f in figures if f.vm == domain}
+                others = tuple(f for f in figures if f.vm != domain and f.direction in FABRIC)
+                apart_s = (ended[place] - ended[place - 1]) / 1e9 if place > 1 else None
+                felt.append(Felt(event, domain, move["blackout_us"], mine, others, apart_s))
         return Exercised(tuple(felt), disturbances(run.links))
 
     def stock_restart(self, control: TrafficRun, prefix: Path) -> Exercised:
