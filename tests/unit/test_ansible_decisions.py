@@ -226,14 +226,21 @@ def finding_codes() -> set[str]:
     found = {str(code) for code in get_args(finding.Acceptable)}  # some of those are made of two words
     core = Path(finding.__file__).parent
     for name in sorted(p.name for p in core.glob("*.py")):
-        for node in ast.walk(ast.parse((core / name).read_text(encoding="utf-8"))):
+        module = ast.parse((core / name).read_text(encoding="utf-8"))
+        named = {
+            n.targets[0].id: n.value
+            for n in module.body
+            if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+        }
+        for node in ast.walk(module):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id in ("Finding", "blocking", "_blocking")
-                and isinstance(node.args[0], ast.Constant)
             ):
-                found.add(str(node.args[0].value))
+                code = named.get(node.args[0].id) if isinstance(node.args[0], ast.Name) else node.args[0]
+                if isinstance(code, ast.Constant):
+                    found.add(str(code.value))
     return found
 
 

@@ -96,7 +96,7 @@ def test_one_that_lagged(tmp_path: Path) -> None:
 def test_one_that_lost_its_monitor(tmp_path: Path) -> None:
     run = host(tmp_path)
     guard = armed(run)
-    run.world.databases_down.add("a")
+    run.world.database_pids["a"] = None
     run.world.fault = lambda name, count: refused("no such file") if name == "start_database a" else None
     for _ in range(4):
         run.world.now += 4
@@ -104,7 +104,7 @@ def test_one_that_lost_its_monitor(tmp_path: Path) -> None:
     assert guard.standing.state is Protection.STALE
     assert "16.0 s ago" in guard.standing.stale
     disarm(run)
-    run.world.databases_down.clear()
+    run.world.database_pids["a"] = run.world.spawn()
     run.world.die("a")
     assert STALE in taken_over(run, guard).steps[0].data
 
