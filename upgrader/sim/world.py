@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from upgrader.core.errors import HostError
+from upgrader.core.errors import CommandError, HostError
 from upgrader.core.inventory import origin
-from upgrader.core.model import SLOTS, Interface, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.model import SLOTS, Interface, Slot, SlotName, Standby, SwitchFacts, VmInterface
 from upgrader.sim.facts import ovs_interface, ownership
 
 
@@ -128,6 +128,11 @@ class World:
             if pid is not None and (pid in peers or (own is None and self.dials(name, vm))):
                 found.add(vm.socket)
         return found
+
+    def require_running(self, slot: Slot) -> None:
+        """A switch is asked something. Raises CommandError where none runs."""
+        if self.pids[slot.name] is None:
+            raise CommandError(f"ovs-appctl -t {slot.vswitchd_ctl}", "exited with 1", "no switch runs")
 
     def slot_of(self, pid: int | None) -> SlotName | None:
         return next((n for n, p in self.pids.items() if p is not None and p == pid), None)
