@@ -447,6 +447,39 @@ def test_the_new_switch_dies_when_the_old_one_has_been_ended(tmp_path: Path) -> 
     assert run.begin().forward().state is RunState.OPERATOR_NEEDED
 
 
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+def test_cut_off_with_an_empty_database_in_the_new_slot(tmp_path: Path, way: str) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: Killed() if name == "sync a b" else None
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    run.again()
+    assert run.world.database_pids["b"] is not None
+    assert run.world.pids["b"] is None
+    assert run.plan("a").blocking == (), "the host can be read"
+    if way == "resume":
+        assert run.resume().forward().state is RunState.DONE
+    else:
+        assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "b" if way == "resume" else "a")
+    assert run.world.database_pids["a" if way == "resume" else "b"] is None
+
+
+def test_a_run_whose_old_switch_is_gone_copies_nothing_and_goes_on(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None
+    run.begin().forward()
+    disarm(run)
+    run.world.die("a")  # its database lives on
+    view = run.resume().forward()
+    assert view.state is RunState.DONE, report(view)
+    told = {line.kind: step.data for line, step in zip(view.heading.steps, view.steps, strict=True)}
+    for kind in ("replicate", "prove"):
+        assert told[kind]["compared"] == "with nothing: slot a does not run"
+    settled(run.world, "b")
+
+
 def test_a_connection_that_serves_a_vm_is_not_taken_away(tmp_path: Path) -> None:
     run = sim_run(tmp_path)
     run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None
