@@ -17,7 +17,7 @@ from upgrader.sim.openflow import apply
 
 class SimRig(Rig):
     def __init__(self, folder: Path) -> None:
-        self.world, host, slots = make(folder, vms=2)
+        self.world, host, slots = make(folder, vms=3)
         self.world.watchable = True
         super().__init__(host, slots)
 

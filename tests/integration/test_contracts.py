@@ -20,7 +20,7 @@ from upgrader.lab.up import Lab
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(120),
-    pytest.mark.parametrize("lab", [{"tag": "c", "vms": 2}], indirect=True),
+    pytest.mark.parametrize("lab", [{"tag": "c", "vms": 3}], indirect=True),
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.inventory import origin
-from upgrader.core.model import SLOTS, Interface, Slot, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.model import SLOTS, Interface, RingOwnership, Slot, SlotName, Standby, SwitchFacts, VmInterface
 from upgrader.sim.facts import ovs_interface, ownership
 
 
@@ -25,6 +25,17 @@ def refused(what: str, code: str = "SIMULATED") -> HostError:
 def dialled(interface: Interface) -> Path:
     """The socket that a switch with this vhost interface connects to."""
     return Path(interface.option("vhost-server-path") or "")
+
+
+def taken_over(own: RingOwnership) -> RingOwnership:
+    """The owner is gone: QEMU gives the rings to whoever stands by."""
+    if own.standby is None:
+        raise ValueError("nobody stands by")
+    lost = Standby(own.owner, False, False, "lost", None, own.owner_pid)
+    to = own.standby
+    return replace(
+        own, owner=to.chardev, owner_connected=True, owner_pid=to.pid, generation=own.generation + 1, standby=lost
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +209,7 @@ class World:
             if o is None or pid is None:
                 continue
             if o.owner_pid == pid and o.standby and o.standby.ready and self.fails_over:
-                new = replace(
-                    o,
-                    owner=o.standby.chardev,
-                    owner_pid=o.standby.pid,
-                    generation=o.generation + 1,
-                    standby=Standby(o.owner, False, False, "lost", None, pid),
-                )
+                new = taken_over(o)
             elif o.owner_pid == pid:
                 new = replace(o, owner_connected=False, owner_pid=None)
             elif o.standby and o.standby.pid == pid:
