@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, Rig
+from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, ProcessesContract, Rig
 from tests.support.contracts.rig import BRIDGE
 from upgrader.core.model import Bridge, Slot, VmPort
 from upgrader.sim.host import make
@@ -17,7 +17,8 @@ from upgrader.sim.openflow import apply
 
 class SimRig(Rig):
     def __init__(self, folder: Path) -> None:
-        self.world, host, slots = make(folder, vms=2)
+        self.world, host, slots = make(folder, vms=3)
+        self.world.watchable = True
         super().__init__(host, slots)
 
     def add_bridge(self, slot: Slot, controllers: Sequence[str] = ()) -> None:
@@ -56,6 +57,10 @@ class SimRig(Rig):
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
     return SimRig(tmp_path)
+
+
+class TestProcesses(ProcessesContract):
+    pass
 
 
 class TestDatabase(DatabaseContract):

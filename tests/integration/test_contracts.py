@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, Rig
+from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, ProcessesContract, Rig
 from tests.support.contracts.rig import BRIDGE
 from tests.support.lab_host import LabHost
 from tests.support.slots import ofctl, vsctl
@@ -20,7 +20,7 @@ from upgrader.lab.up import Lab
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(120),
-    pytest.mark.parametrize("lab", [{"tag": "c", "vms": 2}], indirect=True),
+    pytest.mark.parametrize("lab", [{"tag": "c", "vms": 3}], indirect=True),
 ]
 
 
@@ -73,6 +73,10 @@ class LabRig(Rig):
 @pytest.fixture(scope="module", name="rig")
 def rig_fixture(lab: Lab) -> Iterator[Rig]:
     yield LabRig(lab)
+
+
+class TestProcesses(ProcessesContract):
+    pass
 
 
 class TestDatabase(DatabaseContract):

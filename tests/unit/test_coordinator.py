@@ -448,6 +448,55 @@ def test_the_new_switch_dies_when_the_old_one_has_been_ended(tmp_path: Path) -> 
     assert run.begin().forward().state is RunState.OPERATOR_NEEDED
 
 
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+def test_cut_off_with_an_empty_database_in_the_new_slot(tmp_path: Path, way: str) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: Killed() if name == "sync a b" else None
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    run.again()
+    assert run.world.database_pids["b"] is not None
+    assert run.world.pids["b"] is None
+    assert run.plan("a").blocking == (), "the host can be read"
+    if way == "resume":
+        assert run.resume().forward().state is RunState.DONE
+    else:
+        assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "b" if way == "resume" else "a")
+    assert run.world.database_pids["a" if way == "resume" else "b"] is None
+
+
+def test_a_run_whose_old_switch_is_gone_goes_on_with_what_was_copied(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None
+    run.begin().forward()
+    disarm(run)
+    run.world.die("a")  # its database lives on
+    before = len(run.world.calls)
+    assert run.resume().forward().state is RunState.DONE
+    assert not any(call.startswith(("copy", "sync ")) for call in run.world.calls[before:])
+    settled(run.world, "b")
+
+
+def test_a_switch_that_was_copied_and_could_not_be_proved_is_gone_on_with(tmp_path: Path) -> None:
+    run = sim_run(tmp_path)
+    run.world.look_fault = lambda name, count: run.world.die("a") if name == "traces" else None
+    assert run.begin().forward().state is RunState.OPERATOR_NEEDED
+    assert run.resume().forward().state is RunState.DONE
+    settled(run.world, "b")
+
+
+def test_a_switch_whose_flows_were_never_copied_is_not_gone_on_with(tmp_path: Path) -> None:
+    run = sim_run(tmp_path, vms=0)
+    run.world.fault = lambda name, count: run.world.die("a") if name == "start_switch b" else None
+    told = report(run.begin().forward())
+    assert (told.outcome, told.reason) == ("operator-needed", "OLD_SWITCH_DIED")
+    told = report(run.resume().forward())
+    assert (told.outcome, told.reason) == ("operator-needed", "OLD_SWITCH_DIED")
+    assert run.world.in_control == "a"
+
+
 def test_a_connection_that_serves_a_vm_is_not_taken_away(tmp_path: Path) -> None:
     run = sim_run(tmp_path)
     run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "attach vm1" else None

@@ -77,7 +77,12 @@ class Engine:
         return self._forward(again=self._outdated() if resumed else frozenset())
 
     def _outdated(self) -> frozenset[int]:
-        """Steps to be carried out once more before VMs move: what they did does not last while a run is paused."""
+        """Steps to be carried out once more before VMs move: what they did does not last while a run is paused.
+
+        None where the old switch is gone: what was copied from it is all there is, and there is nothing to compare with.
+        """
+        if self._context.pid(self._context.source) is None:
+            return frozenset()
         kinds = [s.kind for s in self._plan.steps]
         to_move = any(
             kind is StepKind.MOVE_VM and seen.state is not StepState.DONE

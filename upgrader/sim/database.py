@@ -23,14 +23,14 @@ class SimDatabase:
     def read(self, slot: Slot) -> SwitchFacts:
         self._w.look(f"read {slot.name}")
         held = self._filled(slot)
-        linked = self._w.linked(slot.name)
+        linked = {str(socket) for socket in self._w.linked(slot.name)}
 
         def told(interface: Interface) -> Interface:
             if not held.taken:
                 return replace(interface, ofport=None, link_state=None)
             vhost = interface.type in VHOST
             up = (slot.name, interface.name) not in self._w.silent
-            up = up and (not vhost or any(str(socket) == origin(interface) for socket in linked))
+            up = up and (not vhost or origin(interface) in linked)
             return replace(interface, link_state="up" if up else "down")
 
         bridges = held.switch.bridges if held.note is None else tuple(_quiet(b, slot) for b in held.switch.bridges)

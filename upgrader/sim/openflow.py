@@ -79,11 +79,11 @@ class SimOpenFlow:
         """No packet flows in a simulated host: there is nothing to trace."""
         self._w.look("traces")
         for slot in (source, target):
-            self._require_running(slot)
+            self._w.require_running(slot)
         return 0, ()
 
     def _state(self, slot: Slot, bridge: str) -> BridgeState:
-        self._require_running(slot)
+        self._w.require_running(slot)
         held = self._w.databases.get(slot.name)
         if held is None or bridge not in {b.name for b in held.switch.bridges}:
             raise CommandError(
@@ -94,11 +94,6 @@ class SimOpenFlow:
             *(kind.get(key, ()) for kind in (self._w.flows, self._w.groups, self._w.meters, self._w.tlvs))
         )
 
-    def _require_running(self, slot: Slot) -> None:
-        if self._w.pids[slot.name] is None:
-            raise CommandError(f"ovs-appctl -t {slot.vswitchd_ctl}", "exited with 1", "no switch runs")
-        self._w.ask(slot.name)
-
     def _both(self, source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
         old, new = self._state(source, bridge), self._state(target, bridge)
         if hold:
@@ -107,7 +102,7 @@ class SimOpenFlow:
         return old, new
 
     def _learned(self, slot: Slot, bridges: Sequence[str]) -> dict[tuple[str, str, str], str]:
-        self._require_running(slot)
+        self._w.require_running(slot)
         return {(k, w, t): how for (s, k, w, t), how in self._w.learned.items() if s == slot.name and w in bridges}
 
 

@@ -53,12 +53,12 @@ class SimProcesses:
         return pid
 
     def polled_queues(self, slot: Slot) -> dict[str, int]:
-        self._w.ask(slot.name)
+        self._w.require_running(slot)
         return {i.name: 1 for i in self._w.switch.interfaces}
 
     def log_vhost_messages(self, slot: Slot, *, on: bool) -> None:
         self._w.call(f"log_vhost {slot.name} {on}")
-        self._w.ask(slot.name)
+        self._w.require_running(slot)
 
     def stop(self, slot: Slot) -> None:
         self._w.call(f"stop {slot.name}")
@@ -80,7 +80,8 @@ class SimProcesses:
         return SimDeathWatch(readable)
 
     def probe(self, slot: Slot) -> SimProbe | None:
-        return SimProbe(self._w, slot.name) if self._w.watchable else None
+        runs = self._w.pids[slot.name] is not None
+        return SimProbe(self._w, slot.name) if self._w.watchable and runs else None
 
     def fence(self, slot: Slot, pids: Collection[int] = ()) -> frozenset[int]:
         self._w.call(f"fence {slot.name}")

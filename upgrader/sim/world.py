@@ -13,9 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from upgrader.core.errors import HostError
+from upgrader.core.errors import CommandError, HostError
 from upgrader.core.inventory import origin
-from upgrader.core.model import SLOTS, Interface, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.model import SLOTS, Interface, RingOwnership, Slot, SlotName, Standby, SwitchFacts, VmInterface
 from upgrader.sim.facts import ovs_interface, ownership
 
 
@@ -26,6 +26,23 @@ def refused(what: str, code: str = "SIMULATED") -> HostError:
 def dialled(interface: Interface) -> Path:
     """The socket that a switch with this vhost interface connects to."""
     return Path(interface.option("vhost-server-path") or "")
+
+
+def taken_over(own: RingOwnership) -> RingOwnership:
+    """The owner is gone: QEMU gives the rings to whoever stands by."""
+    if own.standby is None:
+        raise ValueError("nobody stands by")
+    lost = Standby(own.owner, False, False, "lost", None, own.owner_pid)
+    to = own.standby
+    return replace(
+        own,
+        owner=to.chardev,
+        owner_connected=True,
+        owner_pid=to.pid,
+        generation=own.generation + 1,
+        standby=lost,
+        in_doubt=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,12 @@ class World:
             self.waiting()
             raise refused(f"slot {name} does not answer")
 
+    def require_running(self, slot: Slot) -> None:
+        """A switch is asked something. Raises CommandError where none runs, HostError where it hangs."""
+        if self.pids[slot.name] is None:
+            raise CommandError(f"ovs-appctl -t {slot.vswitchd_ctl}", "exited with 1", "no switch runs")
+        self.ask(slot.name)
+
     def moves_rings(self, pid: int | None) -> bool:
         """Whether that process acknowledges what QEMU tells it about rings. A stuck PMD may hold one of them."""
         name = self.slot_of(pid)
@@ -216,14 +239,7 @@ class World:
             if o is None or pid is None:
                 continue
             if o.owner_pid == pid and o.standby and o.standby.ready and self.fails_over:
-                new = replace(
-                    o,
-                    owner=o.standby.chardev,
-                    owner_pid=o.standby.pid,
-                    generation=o.generation + 1,
-                    standby=Standby(o.owner, False, False, "lost", None, pid),
-                    in_doubt=False,
-                )
+                new = taken_over(o)
             elif o.owner_pid == pid:
                 new = replace(o, owner_connected=False, owner_pid=None)
             elif o.standby and o.standby.pid == pid:

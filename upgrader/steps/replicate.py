@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from upgrader.core.errors import StepError
 from upgrader.core.plan import PlannedStep
 from upgrader.steps import replication
 from upgrader.steps.base import Context, Data
@@ -13,11 +14,16 @@ class Replicate:
 
     def check(self, context: Context, step: PlannedStep) -> None:
         context.target_pid()
+        if context.pid(context.source) is None:
+            raise StepError(
+                "OLD_SWITCH_DIED",
+                f"ovs-vswitchd of slot {context.source.name} died before its flows were copied, and they went with it",
+                state=f"slot {context.target.name} runs with the same ports and without flows",
+                next=f"upgrade --host localhost --restore {context.target.name}   (every VM to it; controllers write "
+                "their flows anew, others are to be written by hand)",
+            )
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        """Nothing to copy when the old switch is gone: its flows went with it."""
-        if context.pid(context.source) is None:
-            return replication.nobody_to_follow(context)
         return replication.follow(context, *replication.sides(context))
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:

@@ -46,11 +46,6 @@ def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True,
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
 
 
-def nobody_to_follow(context: Context) -> Data:
-    """What a step records that would copy from the old switch, or compare with it, when that is gone: any is better than none."""
-    return {"compared": f"with nothing: slot {context.source.name} does not run"}
-
-
 def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Difference, ...]:
     """Everything that is not the same in both, time-outs that are held aside."""
     host = context.host

@@ -119,7 +119,7 @@ error:
   type: dict
   contains:
     code: {description: Stable code., type: str, returned: always, sample: BLOCKED}
-    what: {description: What happened., type: str, returned: always, sample: '1 findings forbid the run: VF_MISSING'}
+    what: {description: What happened., type: str, returned: always, sample: '1 finding forbids the run: VF_MISSING'}
     state: {description: What state the host is in., type: str, returned: always, sample: nothing was changed}
     next: {description: What to type next., type: str, returned: always, sample: upgrade check}
 findings:

@@ -7,6 +7,7 @@ of a lab. Where the two differ the real one is right.
 from tests.support.contracts.database import DatabaseContract
 from tests.support.contracts.hypervisor import HypervisorContract
 from tests.support.contracts.openflow import OpenFlowContract
+from tests.support.contracts.processes import ProcessesContract
 from tests.support.contracts.rig import Rig
 
-__all__ = ["DatabaseContract", "HypervisorContract", "OpenFlowContract", "Rig"]
+__all__ = ["DatabaseContract", "HypervisorContract", "OpenFlowContract", "ProcessesContract", "Rig"]

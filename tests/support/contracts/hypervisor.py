@@ -230,6 +230,7 @@ class HypervisorContract:
     def test_an_owner_that_dies(self, rig: Rig, port: VmPort) -> None:
         """The last of all: it leaves the host with one switch."""
         before, chardev, pid = rig.own(port), attached(rig, port), rig.pid(rig.active)
+        other = rig.vm_ports()[1]  # on which nobody stands by
         assert pid in rig.host.processes.fence(rig.active)
         eventually(lambda: rig.own(port).owner == chardev, "QEMU to bring the rings to the standby")
         now = rig.own(port)
@@ -244,3 +245,11 @@ class HypervisorContract:
             with refused():
                 rig.host.hypervisor.switch(port, now.owner, now.generation, fenced=fenced)
         assert rig.own(port).owner_pid == rig.pid(rig.standby)
+        # one that nobody serves is served by whom it is given, once it is there
+        assert not rig.own(other).owner_connected
+        given = rig.attach(other)
+        eventually(lambda: rig.own(other).owner_pid == rig.pid(rig.standby), "the standby to serve it")
+        served = rig.own(other)
+        assert (served.owner, served.owner_connected, served.in_doubt) == (given, True, False)
+        with refused():
+            rig.host.hypervisor.switch(other, port.chardev, before.generation)
