@@ -1,6 +1,6 @@
 """A hundred and more moves under traffic, medians and tails, beside stock restarts in the same run.
 
-    build/venv/bin/python -m tests.bench.bench_moves [--trips 13] [--restarts 3]
+    build/venv/bin/python -m tests.bench.bench_moves [--trips 13] [--restarts 3] [--queues 2] [--pages 2m]
 
 It judges nothing. These machines are noisy: compare within one run.
 """
@@ -12,13 +12,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from statistics import quantiles
+from typing import get_args
 
 import structlog
 
 from upgrader.lab import stock
 from upgrader.lab.exercise import Exercise
 from upgrader.lab.figures import FABRIC, Felt
-from upgrader.lab.spec import BUILD_DIR, LabSpec
+from upgrader.lab.spec import BUILD_DIR, LabSpec, Pages
 from upgrader.lab.traffic.connect import lab_session
 from upgrader.lab.up import Lab
 
@@ -50,10 +51,12 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--vms", type=int, default=4)
     parser.add_argument("--rate", type=int, default=1000)
+    parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--pages", choices=get_args(Pages), default="4k")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     prefix = stock.stock_prefix(BUILD_DIR / "stack")
-    lab = Lab(LabSpec("bench", options.vms))
+    lab = Lab(LabSpec("bench", options.vms, options.queues, options.pages))
     lab.down()
     try:
         lab.up()

@@ -224,6 +224,47 @@ def test_no_interrupt_is_lost_after_a_move(patched: Path, unpatched: Path, tmp_p
     assert interrupts_after_a_move(unpatched, tmp_path / "unpatched") == 0, "the patch has no reason any more"
 
 
+def test_rings_moved_together_are_acknowledged_together(switch: Switch, tmp_path: Path) -> None:
+    vm, other = join(switch, tmp_path)
+    start(vm, other)
+    good = [FrontEnd.address_payload(ring) for ring in vm.rings]
+    bad = [FrontEnd.address_payload(ring, used=vm.memory.size + (1 << 20)) for ring in vm.rings]
+    # An answer for each would now and then be seen before the next one is there.
+    assert [vm.set_addresses(good) for _ in range(200)] == [([0, 0], 2)] * 200
+    # Each answer stands where its message stood; one that is told of an error does not wait for others.
+    for payloads, told in (([good[0], bad[1]], [0, 1]), ([bad[0], good[1]], [1, 0]), ([bad[0], bad[1]], [1, 1])):
+        assert vm.set_addresses(payloads)[0] == told
+        assert vm.set_addresses(good)[0] == [0, 0]
+    assert carried(other.tx, vm.rx)
+    assert carried(vm.tx, other.rx)
+
+
+def lines_of_a_move(prefix: Path, directory: Path) -> int:
+    """Return how many lines a ring that is moved to another place leaves in the switch's log."""
+    with running(prefix, directory / "switch", small_pools=True) as switch:
+        vm, other = join(switch, directory)
+        start(vm, other)
+        assert carried(other.tx, vm.rx)
+
+        def lines() -> int:
+            return sum("SET_VRING_ADDR" in line or "mismatch" in line for line in switch.log().splitlines())
+
+        eventually(lambda: lines() > 0, "what is logged when the rings are set up")
+        time.sleep(SILENCE_S)
+        before = lines()
+        vm.rx.place_at(vm.spare_place, start=vm.rx.used_index.value + 7)
+        vm.rx.post_buffers()
+        assert vm.set_address(vm.rx) == 0
+        assert carried(other.tx, vm.rx)
+        time.sleep(SILENCE_S)
+        return lines() - before
+
+
+def test_a_move_is_not_logged(patched: Path, unpatched: Path, tmp_path: Path) -> None:
+    assert lines_of_a_move(patched, tmp_path / "patched") == 0
+    assert lines_of_a_move(unpatched, tmp_path / "unpatched") > 0, "the patch has no reason any more"
+
+
 def first_frame_times_s(prefix: Path, directory: Path, rounds: int = 12) -> list[float]:
     """Return the times from the acknowledgement of ENABLE to the first frame on the ring, one a round."""
     times = []

@@ -37,6 +37,8 @@ AVAIL_F_NO_INTERRUPT = 1
 # Where the guest's memory would lie in QEMU's address space; any value does, the back-end only subtracts it.
 USER_ADDRESS_BASE = 0x7F00_0000_0000
 TIMEOUT_S = 10.0
+# Header and one u64.
+ANSWER_BYTES = 20
 
 
 class Request(IntEnum):
@@ -237,6 +239,14 @@ class FrontEnd:
     def set_address(self, ring: Ring, *, used: int | None = None) -> int:
         """Tell the back-end where the ring is now; returns its answer, 0 for success."""
         return self.acknowledged(Request.SET_VRING_ADDR, self.address_payload(ring, used=used))
+
+    def set_addresses(self, payloads: Sequence[bytes]) -> tuple[list[int], int]:
+        """Move rings by one write; returns the answers, 0 for success, and how many of them were there at once."""
+        header = (Request.SET_VRING_ADDR, VERSION | NEED_REPLY)
+        self.peer.sendall(b"".join(struct.pack("<III", *header, len(load)) + load for load in payloads))
+        there = len(self.peer.recv(ANSWER_BYTES * len(payloads), socket.MSG_PEEK)) // ANSWER_BYTES
+        answers = [self._receive(Request.SET_VRING_ADDR) for _ in payloads]
+        return [int(struct.unpack("<Q", answer)[0]) for answer in answers], there
 
     def close(self) -> None:
         """Hang up and release the memory's descriptors."""
