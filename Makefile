@@ -67,7 +67,7 @@ show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill re
 show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands cost bench kills"
 	$(PY) -m tests.show.coordinator $(PARTS)
 
-show-replication: stack ## all that replication must show; PARTS="equal corpus follow control findings learned stale versions writer bench packet"
+show-replication: stack ## all that replication must show; PARTS="equal corpus follow control findings learned stale versions warm writer bench packet"
 	$(PY) -m tests.show.replication $(PARTS)
 
 check-flower: venv ## steering by tc flower, in a guest whose kernel has it (downloads 70 MB once)

@@ -63,6 +63,11 @@ def stale() -> Iterator[Item]:
     yield from tested("tests/unit/test_stale.py")
 
 
+def warm() -> Iterator[Item]:
+    """The memory of a standby's ports is there before the VMs."""
+    yield from tested("tests/integration/lab_warm.py")
+
+
 def writer() -> Iterator[Item]:
     """A whole run on the real lab while flows and ports change all the time."""
     yield from tested("tests/integration/test_writer.py")
@@ -117,6 +122,7 @@ PARTS = {
     "learned": learned,
     "stale": stale,
     "versions": versions,
+    "warm": warm,
     "writer": writer,
     "bench": bench,
     "packet": packet,
