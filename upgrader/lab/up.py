@@ -200,10 +200,12 @@ class Lab:
         wiring.well_known(config).point_to(_FIRST_SLOT, (names.BR_PHY, names.BR_INT))
         state.write(now)
         self._say("libvirtd")
-        now = now.with_process("libvirtd", libvirtd.start(lab))
+        daemon = libvirtd.start(lab)
+        now = now.with_process("libvirtd", daemon)
         state.write(now)
         self._say(f"{lab.vms} guests, {lab.queues} queue pairs each, on {lab.pages} pages")
         domains.start_all(lab, image)
+        libvirtd.schedule(daemon)
         for vm in lab.guests:
             if qemu := domains.qemu_process(lab, vm):
                 now = now.with_process(f"qemu {vm.name}", qemu)
