@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from upgrader.adapters import gate
+from upgrader.core.errors import CommandError
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "nic-guest"
@@ -119,19 +120,27 @@ def boot(
 ) -> tuple[str, str]:
     """Boot, run the command on this repository, power off; the kernel's release, and what was on the console.
 
+    Meanwhile that is to be seen in build/nic-guest/console.
+
     qemu   the emulator, its machine, and devices beside the one for the file system
     """
     release, folder = kernel()
     path = f"export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONPATH={ROOT}"
+    console = CACHE / "console"
+    console.write_text("")
     image = initramfs(release, folder, modules, f"{path}\ncd {ROOT}\n{gate.paste([*command])}\n")
     argv = [
         *(*qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)),
-        *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
+        *("-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(folder / f"boot/vmlinuz-{release}"), "-initrd", str(image)),
         *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
         *("-append", f"console=ttyS0 quiet mitigations=off panic=-1 {kernel_words}"),
     ]
-    return release, gate.run(argv, timeout_s=limit_s, check=False).stdout
+    try:
+        gate.run(argv, timeout_s=limit_s)
+    except CommandError as error:  # QEMU said no, or the guest was not done in time: what it wrote by then tells more
+        return release, f"{console.read_text(errors='replace')}\n{error}"
+    return release, console.read_text(errors="replace")
 
 
 def run_tests() -> Result:
