@@ -10,6 +10,7 @@ are labs, and of `guest`, which has packages and systemd; those of the other par
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -98,4 +99,5 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # hosts and guests are taken down
     sys.exit(show(__doc__, PARTS))
