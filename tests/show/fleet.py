@@ -3,18 +3,22 @@
 make show-fleet                  # all of it
 make show-fleet PARTS="fleet"    # some of it
 
-Hosts are simulated ones; the command, daemon and journal on each, Ansible and its playbooks are real.
+Ansible, its playbooks, and the command, daemon and journal on each host are real. So are the hosts of the part `hosts`, which
+are labs, and of `guest`, which has packages and systemd; those of the other parts are simulated ones.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.show.fleet_guest import guest
+from tests.show.fleet_hosts import hosts
 from tests.show.items import ROOT, Item, show, tested
 from tests.show.packages import packages
 from tests.support.collection import NAME, SOURCE, environment, lint, sanity
@@ -27,6 +31,7 @@ SIMULATED, SIMULATED_LIMIT_S, SIMULATED_LIMIT_MIB = 10_000, 1_200, 1_024
 def modules() -> Iterator[Item]:
     """Every exit code of the command, check mode, idempotence; what is decided without a host."""
     yield from tested("tests/ansible/test_modules.py")
+    yield from tested("tests/ansible/test_takeover_module.py")
     yield from tested("tests/unit/test_ansible_decisions.py")
 
 
@@ -86,10 +91,13 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "fleet": fleet,
     "simulation": simulation,
     "install": install,
+    "hosts": hosts,
     "packages": packages,
+    "guest": guest,
     "checks": checks,
 }
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # hosts and guests are taken down
     sys.exit(show(__doc__, PARTS))

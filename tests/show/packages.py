@@ -16,6 +16,8 @@ from upgrader.lab.packages import SWITCH
 
 NAMES = ("ovs-hot-upgrade", f"ovs-hot-upgrade-{SWITCH}", "ovs-hot-upgrade-qemu")
 EXAMPLES = "/usr/share/doc/ovs-hot-upgrade/examples"
+CACHE = ROOT / "build/packages/debian"
+REVISIONS = ("1", "2")
 _BUILD_S = 1_800.0
 
 # Each has to exit with 0; what it prints is the figure.
@@ -30,12 +32,11 @@ USED = {
     "grep -c _upgrade_completion /usr/share/bash-completion/completions/upgrade",
     "the switch": f"{INSTALLED / SWITCH}/sbin/ovs-vswitchd --version",
     "its librte_vhost is its own, DPDK the distribution's": f"ldd {INSTALLED / SWITCH}/sbin/ovs-vswitchd "
-    f"| grep -E '{SWITCH}/lib/dpdk/librte_vhost|/usr/lib/x86_64-linux-gnu/librte_eal' | wc -l | grep -x 2",
+    f"| grep -E '{SWITCH}/lib/dpdk/librte_vhost|x86_64-linux-gnu/librte_eal' | wc -l | grep -x 2",
     "a database of its schema": f"cd /tmp; {INSTALLED / SWITCH}/bin/ovsdb-tool create new.db "
     f"{INSTALLED / SWITCH}/share/openvswitch/vswitch.ovsschema; "
     f"{INSTALLED / SWITCH}/bin/ovsdb-tool db-version new.db; {INSTALLED / SWITCH}/bin/ovs-vsctl --version | head -n 1",
-    "the distribution's switch beside it": "apt-get install -y -qq --no-install-recommends openvswitch-switch >/dev/null; "
-    "/usr/sbin/ovs-vswitchd --version; apt-get purge -y -qq openvswitch-switch openvswitch-common >/dev/null",
+    "the distribution's switch beside it": "/usr/sbin/ovs-vswitchd --version",
     "QEMU": f"{INSTALLED}/qemu/bin/qemu-system-x86_64 --version | head -n 1",
     "it has KVM": f"{INSTALLED}/qemu/bin/qemu-system-x86_64 -accel help | tr '\\n' ' ' | grep kvm",
     "it knows the standby's commands": f"{INSTALLED}/qemu/bin/qemu-system-x86_64 -machine none -nodefaults -display none "
@@ -49,7 +50,7 @@ until upgrade status --json 2>/dev/null | grep -q '"outcome": "running"'; do sle
 if dpkg -i /root/2/{NAMES[0]}_*.deb >/tmp/dpkg.log 2>&1; then echo 'upgraded under a run'; exit 1; fi
 grep -q 'upgrade run goes on' /tmp/dpkg.log
 if dpkg -r {NAMES[0]} >/tmp/dpkg.log 2>&1; then echo 'removed under a run'; exit 1; fi
-dpkg-query -W -f '${{db:Status-Abbrev}}${{Version}}' {NAMES[0]} | grep '^ii .*-1$'
+dpkg-query -W -f '${{db:Status-Status}} ${{Version}}' {NAMES[0]} | grep '^installed .*-1$'
 wait $!; tail -n 1 /tmp/run.log
 rm -r /var/tmp/ovs-upgrade-simulated /etc/ovs-upgrade/config.toml
 """
@@ -75,26 +76,36 @@ def packages() -> Iterator[Item]:
     """`make packages` twice, the second of a higher revision, and what a fresh Debian 12 does with them."""
     with tempfile.TemporaryDirectory(prefix="show-packages-") as name:
         folder = Path(name)
-        for revision in ("1", "2"):
-            argv = [sys.executable, "-m", "upgrader.lab.packages", "--revision", revision]
-            done = gate.run(argv, cwd=ROOT, check=False, timeout_s=_BUILD_S)
-            files = [Path(line) for line in done.stdout.split()]
-            said = f"{len(files)} packages" if done.returncode == 0 else done.stderr[-800:]
-            yield Item(f"make packages REVISION={revision}, lintian with it", said, "3 packages", len(files) == 3)
-            if len(files) != 3:
-                return
-            (folder / revision).mkdir()
-            for file in files:
-                shutil.copy2(file, folder / revision)
-        with debian_root(ROOT / "build/packages/debian", folder / "root") as root:
-            for revision in ("1", "2"):
+        yield from made(folder)
+        with debian_root(CACHE, folder / "root") as root:
+            for revision in REVISIONS:
                 shutil.copytree(folder / revision, root.folder / "root" / revision)
-            yield from _tried(root, [str(f) for f in (folder / "1").iterdir()])
+            yield from _tried(root, folder)
 
 
-def _tried(root: DebianRoot, files: list[str]) -> Iterator[Item]:
-    depends = ", ".join(gate.run(["dpkg-deb", "-f", f, "Depends"]).stdout.strip() for f in files)
-    root.sh(f"apt-get update -qq; apt-get satisfy -y -qq --no-install-recommends '{depends}'")
+def made(folder: Path) -> Iterator[Item]:
+    """The packages of both revisions, in folders of that name."""
+    for revision in REVISIONS:
+        argv = [sys.executable, "-m", "upgrader.lab.packages", "--revision", revision]
+        done = gate.run(argv, cwd=ROOT, check=False, timeout_s=_BUILD_S)
+        files = [Path(line) for line in done.stdout.split()]
+        said = f"{len(files)} packages" if done.returncode == 0 else done.stderr[-800:]
+        yield Item(f"make packages REVISION={revision}, lintian with it", said, "3 packages", len(files) == 3)
+        (folder / revision).mkdir()
+        for file in files:
+            shutil.copy2(file, folder / revision)
+
+
+def depends(folder: Path) -> str:
+    """What the packages of the first revision need, as `apt-get satisfy` takes it."""
+    return ", ".join(gate.run(["dpkg-deb", "-f", str(f), "Depends"]).stdout.strip() for f in (folder / "1").iterdir())
+
+
+def _tried(root: DebianRoot, folder: Path) -> Iterator[Item]:
+    root.sh(
+        f"apt-get update -qq; apt-get satisfy -y -qq --no-install-recommends '{depends(folder)}'; "
+        "apt-get install -y -qq --no-install-recommends openvswitch-switch"
+    )
     before = root.files()
     yield _item("installed, with no network needed", root, "dpkg -i /root/1/*.deb")
     for what, script in USED.items():

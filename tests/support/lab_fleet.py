@@ -27,15 +27,19 @@ from upgrader.lab.up import Lab
 _NETWORK = "198.51.100"  # RFC 5737: for documentation
 _AT_ONCE = 2  # labs that come up at a time: booting guests keep the cores busy
 _START_S = 20.0
-# $1 lab, $2 its directory, $3 the host's name: what a host sees of the machine's /run is its own
+# $1 lab, $2 its directory, $3 the host's name. What a host sees of the machine's labs and named namespaces is its own; the
+# others are let go of, so that they end when their owners say so.
 _ISOLATE = """\
 set -e
 hostname "$3"
-for one in /run/netns/*; do case "${one##*/}" in "$1"-*) ;; *) umount -l "$one" 2>/dev/null || true ;; esac; done
-mkdir -p "$2/sshd/labs"
+mkdir -p "$2/sshd/labs" "$2/sshd/netns"
 mount -t tmpfs labs "$2/sshd/labs"
 mkdir "$2/sshd/labs/$1"
 mount --rbind "$2" "$2/sshd/labs/$1"
+mount -t tmpfs netns "$2/sshd/netns"
+for one in /run/netns/"$1"-*; do : >"$2/sshd/netns/${one##*/}"; mount --bind "$one" "$2/sshd/netns/${one##*/}"; done
+for one in /run/netns/*; do umount -l "$one" 2>/dev/null || true; done
+mount --rbind "$2/sshd/netns" /run/netns
 mount --rbind "$2/sshd/labs" "${2%/*}"
 shift 3
 exec "$@"

@@ -31,7 +31,8 @@ TESTS = (
 LIMIT_S = 900
 _ROOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 TC_MODULES = ("veth", "sch_ingress", "cls_u32", "cls_flower", "act_mirred")
-_INIT = """#!/bin/busybox sh
+#: Mounts what virtfs shows of the machine at /new, under an overlay in memory.
+ROOT_OF_GUEST = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /sbin /usr/bin /usr/sbin /host /rw /new
 /bin/busybox --install -s
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
@@ -43,6 +44,8 @@ mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work overlay /
 mount -t tmpfs tmpfs /new/run && mkdir /new/run/netns
 mount -t proc proc /new/proc; mount -t sysfs sysfs /new/sys; mount -t devtmpfs devtmpfs /new/dev
 ip link set lo up
+"""
+_INIT = f"""{ROOT_OF_GUEST}
 cp /command /new/run/command
 chroot /new /bin/sh /run/command
 echo "guest-exit $?"
@@ -85,9 +88,11 @@ def kernel() -> tuple[str, Path]:
     return release, folder
 
 
-def initramfs(release: str, folder: Path, modules: Sequence[str], command: str) -> Path:
-    """Busybox, the modules with what they need, in order, and what to run."""
-    root = CACHE / "root"
+def initramfs(
+    release: str, folder: Path, modules: Sequence[str], command: str, *, init: str = _INIT, work: Path = CACHE
+) -> Path:
+    """Busybox, the modules with what they need, in order, and what to run; made in `work`."""
+    root = work / "root"
     shutil.rmtree(root, ignore_errors=True)
     (root / "bin").mkdir(parents=True)
     (root / "modules").mkdir()
@@ -100,10 +105,10 @@ def initramfs(release: str, folder: Path, modules: Sequence[str], command: str) 
                 order.append(path.name)
                 shutil.copy(path, root / "modules")
     (root / "modules/order").write_text("".join(f"{name}\n" for name in order))
-    (root / "init").write_text(_INIT)
+    (root / "init").write_text(init)
     (root / "init").chmod(0o755)
     (root / "command").write_text(command)
-    image = CACHE / "initramfs"
+    image = work / "initramfs"
     files = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
     gate.run(["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0", "-O", str(image)], stdin=f".\n{files}\n", cwd=root)
     return image

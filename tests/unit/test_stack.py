@@ -264,6 +264,18 @@ def test_unpatched_build_goes_beside(toy: Path) -> None:
     assert (patched.link / "bin/greeting").read_text() == "two\n"
 
 
+def test_build_for_a_package_goes_beside_with_the_place_compiled_in(toy: Path) -> None:
+    (toy / "toy/configure-flags").write_text("@PREFIX@\n--disable-thing\n")
+    (toy / "toy/package-flags").write_text("--enable-thing\n")
+    place = Path("/usr/lib/somewhere/toy")
+    made = stack.build_stack(toy.parent / "build", parts=["toy"], recipes=toy, places={"toy": place})[0]
+    assert (made.link.name, made.place) == ("toy-packaged", place)
+    assert (made.link / "bin/greeting").read_text() == "two\n"
+    assert json.loads((made.prefix / "manifest.json").read_text())["configure"] == [str(place), "--enable-thing"]
+    assert not place.exists(), "it was staged"
+    assert build(toy).prefix != made.prefix
+
+
 def test_patch_that_only_nearly_fits_is_refused(toy: Path) -> None:
     patch = toy / "toy/0001-two.patch"
     context = "@@ -1,2 +1,2 @@\n-one\n+two\n a line that is not there\n"

@@ -68,7 +68,6 @@ def make(revision: str, *, only_coordinator: bool = False, progress: Progress) -
     out = BUILD_DIR / "packages"
     tree = out / "work" / "ovs-hot-upgrade"
     shutil.rmtree(out / "work", ignore_errors=True)
-    tree.mkdir(parents=True)
     versions = _fill(tree, {b.part: b for b in built}, version)
     progress(f"packing ovs-hot-upgrade {version}")
     only = ["-povs-hot-upgrade"] if only_coordinator else []
@@ -85,6 +84,7 @@ def make(revision: str, *, only_coordinator: bool = False, progress: Progress) -
 
 def _fill(tree: Path, built: Mapping[str, Built], version: str) -> dict[str, str]:
     """Lay the source package out in `tree`; returns the versions of the packages that have one of their own."""
+    tree.mkdir(parents=True)
     for name in SOURCES:
         source = REPOSITORY / name
         if source.is_dir():
