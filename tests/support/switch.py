@@ -18,9 +18,13 @@ from pathlib import Path
 
 from upgrader.adapters import gate
 from upgrader.lab import vintage
+from upgrader.lab.host import Hugepages
 
 SYS_PIDFD_GETFD = 438
 READY_S = 30.0
+# For a DPDK that keeps its hugepages in files.
+_OLD_MIB, _OLD_SLACK_MIB = 64, 32
+_MOUNT = 'mkdir {directory} && mount -t hugetlbfs -o pagesize=2M,size={size}M none {directory} && exec "$@"'
 
 
 def eventually(condition: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:
@@ -51,6 +55,7 @@ class Switch:
         self._memory_mb, self._small_pools, self._hugepages = memory_mb, small_pools, hugepages
         self._open_files = open_files
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._reservation = f"switch {directory}"
 
     @property
     def pid(self) -> int:
@@ -68,11 +73,17 @@ class Switch:
         self.vsctl("--no-wait", "init")
         # A PMD that never sleeps would take half of a small machine from whatever it is compared with.
         config = {"dpdk-init": "true", "pmd-maxsleep": "200"}
+        own: list[str] = []
         if self._hugepages:
             config |= dict.fromkeys(("dpdk-socket-mem", "dpdk-socket-limit"), str(self._memory_mb))
             memory = "--in-memory --no-telemetry"
         elif vintage.keeps_files(self.prefix):
-            memory = f"--no-huge --no-shconf -m {self._memory_mb}"
+            # Its mempools do not work without hugepages; it gets some of its own, in a mount of its own.
+            config["dpdk-socket-mem"] = str(_OLD_MIB)
+            memory = f"--huge-dir={self.directory}/huge --no-shconf --huge-unlink"
+            mount = _MOUNT.format(directory=f"{self.directory}/huge", size=_OLD_MIB + _OLD_SLACK_MIB)
+            own = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", mount, "sh"]
+            Hugepages().reserve(self._reservation, (_OLD_MIB + _OLD_SLACK_MIB) // 2)
         else:
             # Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
             memory = f"--no-huge --legacy-mem --no-shconf -m {self._memory_mb} --no-telemetry"
@@ -85,7 +96,8 @@ class Switch:
         limit = ["prlimit", f"--nofile={self._open_files}", "--"] if self._open_files else []
         log = f"--log-file={self.directory}/ovs-vswitchd.log"
         binary = str(self.prefix / "sbin/ovs-vswitchd")
-        self._spawn(["unshare", "--net", "--", *limit, binary, f"unix:{self.directory}/db.sock", log, "--pidfile"])
+        place = ["unshare", "--net", "--", *own, *limit]
+        self._spawn([*place, binary, f"unix:{self.directory}/db.sock", log, "--pidfile"])
         eventually(self._is_ready, "the switch to start")
         self.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=secure")
 
@@ -153,6 +165,7 @@ class Switch:
         for process in reversed(self._processes):
             process.kill()
             process.wait(timeout=30)
+        Hugepages().release(self._reservation)
 
     def _is_ready(self) -> bool:
         code = self._processes[-1].poll()

@@ -193,10 +193,8 @@ def tap(name: str, directory: Path) -> None:
 
 def _pass_on(name: str, switch: socket.socket, directory: Path, out: int) -> None:
     with socket.socket(socket.AF_UNIX) as qemu, selectors.DefaultSelector() as ready:
-        try:
-            qemu.connect(str(directory / f"{name}.qemu"))
-        except OSError:
-            return  # the switch comes again
+        while qemu.connect_ex(str(directory / f"{name}.qemu")) != 0:
+            time.sleep(0.02)  # a switch that is hung up on comes again at once, and again
         ends: dict[socket.socket, tuple[Side, socket.socket]] = {qemu: ("qemu", switch), switch: ("switch", qemu)}
         for end in ends:
             ready.register(end, selectors.EVENT_READ)

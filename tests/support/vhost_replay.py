@@ -93,6 +93,7 @@ class BackEnd:
     def __init__(self, peer: socket.socket, features: int, protocol: int, pairs: int) -> None:
         self.peer = peer
         self._offers = {"GET_FEATURES": features, "GET_PROTOCOL_FEATURES": protocol, "GET_QUEUE_NUM": pairs}
+        self._status = 0
         self._memory = Memory()
         self._rings: dict[int, _Ring] = {}
         self.used: dict[int, list[int]] = {}
@@ -115,6 +116,10 @@ class BackEnd:
         f = m.fields
         if m.request in self._offers:
             return struct.pack("<Q", self._offers[m.request])
+        if m.request == "GET_STATUS":
+            return struct.pack("<Q", self._status)
+        if m.request == "SET_STATUS":
+            self._status = f["u64"]
         if m.request == "SET_FEATURES" and f["u64"] & ~self._offers["GET_FEATURES"]:
             raise ValueError(f"features that were not offered: {f['u64'] & ~self._offers['GET_FEATURES']:#x}")
         if m.request == "SET_MEM_TABLE":
