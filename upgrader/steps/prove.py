@@ -50,8 +50,9 @@ class Compare:
         context.target_pid()
 
     def do(self, context: Context, step: PlannedStep) -> Data:
-        """Nothing to compare with when the other switch is gone: then any switch is better than none."""
+        """Nothing to compare with when the other switch is gone: then any switch that forwards is better than none."""
         if context.pid(context.source) is None:
+            _require_filled(context)
             return {"compared": f"with nothing: slot {context.source.name} does not run"}
         return {"rounds": _require_equal(context, *replication.sides(context))}
 
@@ -81,6 +82,21 @@ def require_ready(context: Context) -> None:
             f"ports of slot {context.target.name} are not ready: " + "; ".join(lacking),
             state="no VM was moved",
             next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
+        )
+
+
+def _require_filled(context: Context) -> None:
+    """Raise where the other switch died before it was copied, unless that was known, and accepted, when the run began."""
+    host, target = context.host, context.target
+    if host.well_known.current() == target.name or any(f.code == "SWITCH_EMPTY" for f in context.plan.findings):
+        return
+    read = [b.name for b in host.database.read(target).bridges if set(b.protocols) != {"OpenFlow10"}]
+    if empty := [name for name in read if not host.openflow.flows(target, name)]:
+        raise StepError(
+            "SWITCH_EMPTY",
+            f"slot {context.source.name} died before slot {target.name} was made what it was: {', '.join(empty)} has no flow",
+            state="no VM was moved",
+            next=f"upgrade --host localhost --restore {target.name} --dry-run   (it says what can be done)",
         )
 
 
