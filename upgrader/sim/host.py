@@ -149,7 +149,8 @@ class SimHypervisor:
             self._w.chardevs.add((port.domain, chardev))
         if now.standby and now.standby.chardev != chardev:
             raise refused("another standby is attached")
-        self._set(port, replace(now, standby=Standby(chardev, True, True, None, peer_pid, peer_pid)))
+        self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
+        self._w.reconnect()
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         self._w.call(f"drop {port.domain} {chardev}")
@@ -266,6 +267,8 @@ class SimResources:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def redirect(self, path: Path, target: Path) -> None:
+        if self._w.links.get(path) == target:
+            return
         self._w.call(f"redirect {path.name}")
         self._w.links[path] = target
         self._w.reconnect()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from upgrader.core.errors import HostError
-from upgrader.core.model import PortBinding, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.model import CHARDEV_PREFIX, PortBinding, SlotName, Standby, SwitchFacts, VmInterface
 from upgrader.sim.facts import ovs_interface, ownership
 
 
@@ -85,25 +85,41 @@ class World:
         """The switch has a port for a VM that does not run."""
         self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
 
-    def dials(self, name: SlotName, vm: VmInterface) -> bool:
-        """Whether that slot's switch runs and connects to the socket that libvirt made for the VM."""
+    def dials(self, name: SlotName, vm: VmInterface) -> Path | None:
+        """The socket that slot's switch connects to for the VM, None where it does not run."""
         path = next((b.socket for b in self.bound.get(name, ()) if b.origin == vm.socket), vm.socket)
-        return self.pids[name] is not None and self.links.get(path, path) == vm.socket
+        return self.links.get(path, path) if self.pids[name] is not None else None
+
+    def behind(self, vm: VmInterface, chardev: str) -> Path | None:
+        """The socket of one of QEMU's connections: libvirt's, or one that we made."""
+        if chardev == vm.chardev:
+            return vm.socket
+        for name, bound in self.bound.items():
+            if chardev == f"{CHARDEV_PREFIX}-{name}-{vm.netdev}":
+                return next((b.listener for b in bound if b.origin == vm.socket and b.listener in self.listeners), None)
+        return None
 
     def start(self, vm: VmInterface) -> None:
         """A VM's QEMU comes up and listens on libvirt's socket: the switch that dials it serves the VM, if one does."""
-        pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm)), None)
+        pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm) == vm.socket), None)
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
 
     def reconnect(self) -> None:
-        """A VM that nobody serves gets the switch that dials libvirt's socket by now."""
+        """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
         for vm in list(self.vms.values()):
             own = vm.ownership
-            name = next((n for n in self.pids if self.dials(n, vm)), None)
-            if own is not None and own.owner_pid is None and own.owner == vm.chardev and name is not None:
-                new = replace(own, owner_connected=True, owner_pid=self.pids[name])
-                self.vms[vm.domain] = replace(vm, ownership=new)
+            if own is None:
+                continue
+            name = next((n for n in self.pids if self.dials(n, vm) == vm.socket), None)
+            if own.owner_pid is None and own.owner == vm.chardev and name is not None:
+                own = replace(own, owner_connected=True, owner_pid=self.pids[name])
+            waits = own.standby
+            peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
+            if waits and peer and self.dials(peer, vm) == self.behind(vm, waits.chardev):
+                pid = self.pids[peer]
+                own = replace(own, standby=Standby(waits.chardev, True, True, None, pid, pid))
+            self.vms[vm.domain] = replace(vm, ownership=own)
 
     def end(self, domain: str) -> None:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
