@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
 
+from tests.integration.test_upgrade import all_reachable
 from tests.support.killing import coordinator_pid, latest, running_upgrade, settled, verb, wait_until
 from tests.support.lab_host import LabHost, upgrade
+from tests.support.protection import daemon, restart_vm
 from upgrader.core.errors import Exit
 from upgrader.core.journal import EventKind
 from upgrader.core.lifecycle import RunState
@@ -129,6 +132,31 @@ def test_a_kept_switch_is_a_way_back(lab: Lab) -> None:
     report = json.loads(back.stdout)
     assert report["outcome"] == "restored"
     assert sum(1 for m in report["moves"] if m["undone"]) == len(lab.guests)
+
+
+@pytest.mark.parametrize("lab", [{"vms": 2}], indirect=True)
+def test_a_vm_that_is_restarted_beside_a_kept_switch_is_with_the_new_one_and_can_go_back(lab: Lab) -> None:
+    """The first switch of a lab dials libvirt's sockets for itself: there the daemon looks after such a VM. Switches that
+    a run started do so only while they are in charge: there nobody has to."""
+    host = LabHost(lab)
+    for first in (True, False):
+        source: SlotName = host.active()
+        assert host.dials_for_itself(source) is first
+        done = upgrade(lab.config_path, "--yes", "--keep-old")
+        assert done.returncode == Exit.DONE, done.stderr
+        wait_until(lambda: coordinator_pid(host) is None, "the coordinator's end", 30)
+        with daemon(lab) if first else nullcontext():
+            restart_vm(lab, lab.guests[0].name)
+            wait_until(lambda: len(host.facts().ports) == len(lab.guests), "the VM's port")
+            wait_until(lambda: host.served_by(other_slot(source)), "the VM at the new switch", 20)  # noqa: B023
+            wait_until(lambda: all_reachable(lab), "the restarted VM", 60)
+        assert host.pid(source) is not None
+        back = verb(lab, "rollback", "--yes", "--json")
+        assert back.returncode == Exit.DONE, back.stderr
+        assert settled(host, source) == []
+        wait_until(lambda: all_reachable(lab), "every VM", 20)
+        if first:
+            assert upgrade(lab.config_path, "--yes").returncode == Exit.DONE
 
 
 @one_lab

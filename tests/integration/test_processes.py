@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,35 @@ def test_it_outlives_whoever_started_it(processes: Any, slot: Slot) -> None:
     for pid in (status.vswitchd_pid, status.ovsdb_pid):
         parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
         assert parent == "1"
+
+
+def test_what_a_killed_coordinator_was_starting_does_not_come_up_after_a_stop(processes: Any, slot: Slot) -> None:
+    """Killed at many moments of the start; what was on its way had no pid file yet, or was the child's parent."""
+    came_far = set()
+    for number in range(30):
+        starter = os.fork()
+        if starter == 0:
+            start(processes, slot)
+            os._exit(0)
+        time.sleep(number * 0.008)
+        os.kill(starter, signal.SIGKILL)
+        os.waitpid(starter, 0)
+        came_far |= {processes.status(slot).vswitchd_pid is not None, bool(started_for(slot))}
+        processes.stop(slot)
+        time.sleep(0.4)
+        assert started_for(slot) == [], number
+        slot.db_file.unlink(missing_ok=True)
+    assert came_far == {True, False}
+
+
+def started_for(slot: Slot) -> list[str]:
+    """Command lines of processes that have the slot's folder in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(slot.rundir).encode() in (words := path.read_bytes()):
+                found.append(words.replace(b"\0", b" ").decode())
+    return found
 
 
 def test_starting_from_an_image(processes: Any, slot: Slot, tmp_path: Path) -> None:

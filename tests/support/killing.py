@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.support.lab_host import LabHost
+from tests.support.lab_host import LabHost, children_named
 from upgrader.adapters import gate
 from upgrader.adapters.journal import SqliteJournal
 from upgrader.core.journal import EventKind, RunView
@@ -127,4 +127,5 @@ def settled(host: LabHost, slot: SlotName) -> list[str]:
         if standby is not None and standby.chardev.startswith(CHARDEV_PREFIX):
             wrong.append(f"{port.label} has a second connection of ours: {standby.chardev}")
     wrong += [f"left: {p}" for s in host.slots.values() for p in s.vhost_dir.glob("*.sock")]
+    wrong += [f"left: process {pid}" for pid in children_named(str(host.slots[other_slot(slot)].rundir))]
     return wrong

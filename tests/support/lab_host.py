@@ -13,7 +13,7 @@ from upgrader import wiring
 from upgrader.adapters import gate
 from upgrader.config import Config, load
 from upgrader.core import plan as planning
-from upgrader.core.model import SLOTS, HostFacts, SlotName
+from upgrader.core.model import ORIGIN_KEY, SLOTS, HostFacts, SlotName
 from upgrader.core.plan import Plan, StepKind
 from upgrader.engine.facts import gather
 from upgrader.lab.up import Lab
@@ -60,6 +60,11 @@ class LabHost:
         active = self.facts().active
         assert active is not None
         return active
+
+    def dials_for_itself(self, slot: SlotName) -> bool:
+        """Whether libvirt's paths themselves are in the database of the slot's switch: no run of ours started it."""
+        switch = self.host.database.read(self.slots[slot])
+        return all(i.external_id(ORIGIN_KEY) is None for i in switch.vhost_interfaces())
 
     def pid(self, slot: SlotName) -> int | None:
         return self.host.processes.status(self.slots[slot]).vswitchd_pid

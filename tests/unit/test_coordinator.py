@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, si
 from upgrader.core.errors import BlockedError, SupersededError
 from upgrader.core.journal import Event, EventKind, RunView
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
+from upgrader.core.model import SlotName
 from upgrader.core.plan import Policy
 from upgrader.core.report import report
 from upgrader.engine.control import Request
@@ -249,8 +251,6 @@ def test_a_stale_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_traffic_does_not_make_a_plan_stale(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     run = sim_run(tmp_path)
     plan = run.plan()
     for domain, vm in run.world.vms.items():
@@ -571,3 +571,185 @@ def test_a_pause_under_which_the_new_switch_dies_goes_back(tmp_path: Path, vms: 
     assert (told.outcome, told.reason) == ("restored", "SWITCH_DIED")
     disarm(run)
     settled(run.world, "a")
+
+
+KEPT = Policy(soak_s=0, canary_check_s=0, keep_old=True)
+
+
+def there_and_kept(tmp: Path, vms: int = 2) -> SimRun:
+    """An upgrade a -> b, and one b -> a that keeps its old switch: both dial paths of their own."""
+    run = sim_run(tmp, vms, Policy(soak_s=0, canary_check_s=0))
+    assert run.begin().forward().state is RunState.DONE
+    run.setup = replace(run.setup, policy=KEPT)
+    assert run.begin().forward().state is RunState.DONE
+    settled(run.world, "a", kept=True)
+    return run
+
+
+def test_a_vm_that_is_restarted_comes_to_the_switch_in_charge_and_can_go_back(tmp_path: Path) -> None:
+    run = there_and_kept(tmp_path)
+    run.world.restart("vm1")
+    served(run.world)
+    assert set(run.world.owners().values()) == {"a"}
+    run.again()
+    run.coordinator.keep()
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "b")
+    run.world.restart("vm0")
+    assert set(run.world.owners().values()) == {"b"}
+
+
+def test_a_vm_that_is_restarted_comes_to_a_kept_switch_that_dials_for_itself_and_is_brought_over(
+    tmp_path: Path,
+) -> None:
+    run = sim_run(tmp_path, 2, KEPT)
+    assert run.begin().forward().state is RunState.DONE
+    for _ in range(2):
+        run.world.restart("vm1")
+        assert run.world.owners() == {"vm0": "b", "vm1": "a"}
+        run.coordinator.keep()
+        settled(run.world, "b", kept=True)
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_vm_that_is_restarted_in_the_middle_comes_to_the_old_switch_whichever_way_the_run_goes(
+    tmp_path: Path, back: bool
+) -> None:
+    number = 0
+    while number < 120:
+        number += 1
+        run = sim_run(tmp_path / str(number), 2, Policy(soak_s=0, canary_check_s=0))
+        assert run.begin().forward().state is RunState.DONE
+        run.setup = replace(run.setup, policy=KEPT)
+        at = len(run.world.calls) + number
+        hit = []
+
+        def restart(name: str, count: int, run: SimRun = run, at: int = at, hit: list[int] = hit) -> None:
+            if count == at:
+                run.world.restart("vm1")
+                hit.append(count)
+
+        run.world.fault = restart
+        view = run.begin().forward()
+        assert view.state is RunState.DONE, (number, report(view))
+        settled(run.world, "a", kept=True)
+        if back:
+            assert run.rollback().back().state is RunState.RESTORED, number
+            settled(run.world, "b")
+        if not hit:
+            break
+    assert 20 < number < 120
+
+
+@pytest.mark.parametrize("dead", ["a", "b"])
+def test_when_one_of_two_dies_a_vm_that_is_restarted_comes_to_the_other(tmp_path: Path, dead: SlotName) -> None:
+    for number, make in enumerate((there_and_kept, kept)):
+        run = make(tmp_path / str(number))
+        run.world.die(dead)
+        run.coordinator.keep()
+        run.world.restart("vm1")
+        assert set(run.world.owners().values()) == {"b" if dead == "a" else "a"}
+
+
+def kept(tmp: Path) -> SimRun:
+    run = sim_run(tmp, 2, KEPT)
+    assert run.begin().forward().state is RunState.DONE
+    return run
+
+
+@pytest.mark.parametrize("churn", ["end", "restart"])
+def test_a_vm_that_ends_while_it_is_brought_back_costs_the_new_switch_nothing(tmp_path: Path, churn: str) -> None:
+    run = kept(tmp_path)
+    seen: list[dict[str, SlotName | None]] = []
+
+    def end(name: str, count: int) -> None:
+        if name == "switch vm1" and "vm1" in run.world.vms:
+            getattr(run.world, churn)("vm1")
+        if name.startswith(("kill", "stop b")):
+            seen.append(run.world.owners())
+
+    run.world.fault = end
+    assert run.rollback().back().state is RunState.RESTORED
+    assert "kill b" not in run.world.calls
+    assert all("b" not in owners.values() for owners in seen)
+    settled(run.world, "a")
+
+
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+@pytest.mark.parametrize("restores", [False, True])
+def test_a_run_is_not_called_done_whose_new_switch_died_before_that_was_written(
+    tmp_path: Path, way: str, restores: bool
+) -> None:
+    """Killed between the last outcome and the word that the run is done."""
+    run = sim_run(tmp_path, 1, Policy(soak_s=0, canary_check_s=0))
+    if restores:
+        run.world.fault = lambda name, count: run.control.ask(Request.PAUSE) if name == "switch vm0" else None
+        assert run.begin().forward().state is RunState.PAUSED
+        disarm(run)
+        engine = run.coordinator.begin(run.plan("a"), run.control, lambda view, event: None)
+    else:
+        engine = run.begin()
+
+    def kill(number: int) -> None:
+        view = run.journal.latest()
+        if view and all(step.state is StepState.DONE for step in view.steps):
+            raise Killed
+
+    run.journal.fault_after = kill
+    with pytest.raises(Killed):
+        engine.forward()
+    disarm(run)
+    run.world.die("a" if restores else "b")
+    run.again()
+    if way == "resume" and not restores:
+        with pytest.raises(BlockedError):
+            run.resume()
+        return
+    view = run.resume().forward() if way == "resume" else run.rollback().back()
+    assert view.state is RunState.OPERATOR_NEEDED
+
+
+@pytest.mark.parametrize("vms", [0, 1])
+def test_a_switch_that_was_never_filled_is_no_way_out(tmp_path: Path, vms: int) -> None:
+    """The old one dies while the new one is started, and somebody asks for a pause: nothing was copied yet."""
+    run = sim_run(tmp_path, vms)
+
+    def die(name: str, count: int) -> None:
+        if name == "start_switch b":
+            run.world.die("a")
+            run.control.ask(Request.PAUSE)
+
+    run.world.fault = die
+    told = report(run.begin().forward())
+    assert (told.outcome, told.reason) == ("operator-needed", "SWITCH_DIED")
+    disarm(run)
+    before = list(run.world.calls)
+    plan = run.plan("b")
+    remedies = [f.remedy for f in plan.blocking if f.code == "SWITCH_EMPTY"]
+    assert ['policy.accept = ["SWITCH_EMPTY"]' in r for r in remedies] == [True]
+    with pytest.raises(BlockedError):
+        run.coordinator.begin(plan, run.control, lambda view, event: None)
+    assert run.world.calls == before
+    run.setup = replace(run.setup, accept=("SWITCH_EMPTY",))
+    assert "SWITCH_EMPTY" not in [f.code for f in run.plan("b").blocking]
+
+
+def test_a_restore_to_a_switch_that_is_not_in_charge_fills_it_first(tmp_path: Path) -> None:
+    for dies in (False, True):
+        run = sim_run(tmp_path / str(dies), 0)
+        run.world.fault = lambda name, count, run=run: (
+            run.control.ask(Request.PAUSE) if name == "start_switch b" else None
+        )
+        assert run.begin().forward().state is RunState.PAUSED
+        disarm(run)
+        engine = run.coordinator.begin(run.plan("b"), run.control, lambda view, event: None)
+        if dies:
+            run.world.die("a")
+        view = engine.forward()
+        if dies:
+            assert (view.state, view.error and view.error["code"]) == (RunState.OPERATOR_NEEDED, "SWITCH_EMPTY")
+        else:
+            assert view.state is RunState.DONE
+            settled(run.world, "b")

@@ -62,14 +62,15 @@ def test_the_active_slot() -> None:
     assert active_slot({"a": a, "b": b}, [], ("a", "b")) is None
 
 
-def test_bindings_first_a_second_socket_then_libvirts_own_again() -> None:
+def test_bindings_are_paths_of_the_slots_own_whoever_serves_the_vm() -> None:
     switch = switch_facts(2)
     there = bindings([vm_port(0), vm_port(1)], switch, slot("b"))
     assert there[0].socket == Path("/run/slot-b/vhost/vhu0")
     assert (there[0].origin, there[0].chardev, there[0].fresh) == (Path("/run/vm0.sock"), "hotup-b-hostnet0", True)
     moved = [vm_port(i, ownership=ownership("hotup-b-hostnet0", PID["b"])) for i in range(2)]
     back = bindings(moved, switch, slot("a"))
-    assert (back[0].socket, back[0].chardev, back[0].fresh) == (Path("/run/vm0.sock"), "charnet0", False)
+    assert back[0].socket == Path("/run/slot-a/vhost/vhu0")
+    assert (back[0].origin, back[0].chardev, back[0].fresh) == (Path("/run/vm0.sock"), "hotup-a-hostnet0", True)
 
 
 def test_a_port_without_a_running_vm_connects_nowhere_while_it_stands_by() -> None:

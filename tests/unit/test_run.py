@@ -23,7 +23,7 @@ from upgrader.engine.control import Control, Request
 from upgrader.engine.facts import gather
 from upgrader.engine.run import Engine
 from upgrader.ports import Host, Watcher
-from upgrader.sim.facts import vm_interface
+from upgrader.sim.facts import ownership, vm_interface
 from upgrader.sim.host import is_ours, make
 from upgrader.sim.world import World, refused
 
@@ -516,9 +516,7 @@ def test_a_standby_that_serves_vms_is_not_stopped(tmp_path: Path) -> None:
     plan = upgrade_plan(made)
     world = made[0]
     world.pids["b"] = 77
-    port = plan.ports[0]
-    made[1].hypervisor.attach_standby(port, "hotup-b-hostnet0", 0, 77)
-    made[1].hypervisor.switch(port, "charnet0", 0)
+    world.vms["vm0"] = vm_interface(0, ownership=ownership("hotup-b-hostnet0", 77, generation=1))
     report = carry_out(made, plan)
     assert "STANDBY_SERVES_VMS" in (report.error or "")
     assert world.owners() == {"vm0": "b", "vm1": "a"}

@@ -212,6 +212,27 @@ def test_a_vm_that_comes_is_attached_and_what_controllers_write_comes_over(tmp_p
     settled(run.world, "b")
 
 
+@pytest.mark.parametrize("keeps", [(False,), (False, False), (False, True)])
+def test_a_restarted_vm_comes_to_the_active_where_runs_started_both_switches(
+    tmp_path: Path, keeps: tuple[bool, ...]
+) -> None:
+    """The active alone dials libvirt's sockets, whoever had them before."""
+    run = host(tmp_path)
+    for keep_old in keeps:
+        run.setup = replace(run.setup, policy=Policy(soak_s=0, canary_check_s=0, keep_old=keep_old))
+        assert run.begin().forward().state is RunState.DONE
+    guard = armed(run)
+    active: SlotName = "b" if len(keeps) == 1 else "a"
+    for _ in range(2):
+        run.world.restart("vm1")
+        assert set(run.world.owners().values()) == {active}
+        guard.look()
+        guard.look()
+        assert guard.standing.state is Protection.ARMED, guard.standing
+    run.world.die(active)
+    assert None not in run.world.owners().values()
+
+
 def test_a_restarted_vm_that_found_the_standby_first_goes_back_and_nobody_is_killed(tmp_path: Path) -> None:
     run = host(tmp_path)
     run.setup = replace(run.setup, policy=Policy(soak_s=0, canary_check_s=0, keep_old=True))

@@ -67,6 +67,8 @@ class HostResources:
         return listener.detach()
 
     def redirect(self, path: Path, target: Path) -> None:
+        if path.is_symlink() and path.readlink() == target:
+            return
         link = path.with_name(f".{path.name}.new")
         link.unlink(missing_ok=True)
         link.symlink_to(target)

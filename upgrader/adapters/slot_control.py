@@ -156,9 +156,13 @@ class SlotControl:
         self.appctl(slot, "dpdk/log-set", f"lib.vhost.config:{'info' if on else 'notice'}")
 
     def stop(self, slot: Slot) -> None:
-        """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent."""
+        """End both daemons in order, the switch first; a daemon that ignores the command is killed. Idempotent.
+
+        What a coordinator was killed in the middle of starting is ended as well: it would come up unasked later.
+        """
         self.stop_switch(slot)
         _stop(slot, slot.ovsdb_pidfile, DATABASE)
+        end_commands("ovsdb-tool", "create", str(slot.db_file))
 
     def stop_switch(self, slot: Slot) -> None:
         """End ovs-vswitchd alone; the database goes on. Idempotent."""
@@ -169,6 +173,7 @@ class SlotControl:
         pid = live_pid(slot.vswitchd_pidfile, SWITCH)
         if pid is not None:
             _end(pid, 0.0)
+        end_commands(SWITCH, f"--pidfile={slot.vswitchd_pidfile}")
 
     def watch(self, slot: Slot) -> DeathWatch | None:
         """By the kernel's process events where it sends them, else by the pidfd alone."""
@@ -294,15 +299,39 @@ def _stop(slot: Slot, pidfile: Path, program: str) -> None:
     in the end it would unlink the pid file and sockets it was started with, and those names are another's by now.
     """
     pid = live_pid(pidfile, program)
-    if pid is None:
-        return
-    if not started_with(pid, f"--pidfile={pidfile}"):
+    if pid is not None and not started_with(pid, f"--pidfile={pidfile}"):
         _end(pid, 0.0)
-        return
-    ctl = control_socket(slot, program)
-    argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
-    gate.run(argv, env=slot_env(slot), check=False)
-    _end(pid, _STOP_S)
+    elif pid is not None:
+        ctl = control_socket(slot, program)
+        argv = [str(slot.prefix / "bin/ovs-appctl"), "--timeout=5", "-t", str(ctl), "exit"]
+        gate.run(argv, env=slot_env(slot), check=False)
+        _end(pid, _STOP_S)
+    end_commands(program, f"--pidfile={pidfile}")
+
+
+def end_commands(program: str, *arguments: str) -> None:
+    """Kill every process that runs a program with these arguments, or is on its way to, and wait until it is gone.
+
+    For commands that were begun by somebody who may be dead. One that starts a daemon has no pid file for a while: it is
+    nsenter(1), nice(1), prlimit(1), then the program, then that one's child, under the same arguments. Idempotent.
+    """
+    while pids := _commands(os.fsencode(program), {os.fsencode(a) for a in arguments}):
+        for pid in pids:
+            _end(pid, 0.0)
+
+
+def _commands(program: bytes, arguments: set[bytes]) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended
+        if arguments <= set(words) and any(word.rpartition(b"/")[2] == program for word in words):
+            found.append(int(folder.name))
+    return found
 
 
 def _end(pid: int, grace_s: float) -> None:

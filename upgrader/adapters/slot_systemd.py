@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from upgrader.adapters import gate
-from upgrader.adapters.slot_control import DATABASE, SWITCH, SlotControl, prepare_database, require_started, slot_env
+from upgrader.adapters.slot_control import (
+    DATABASE,
+    SWITCH,
+    SlotControl,
+    end_commands,
+    prepare_database,
+    require_started,
+    slot_env,
+)
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import Slot, SlotName, other_slot
 
@@ -37,11 +45,11 @@ class SlotSystemd(SlotControl):
     def stop(self, slot: Slot) -> None:
         """End both units, then whatever daemons of the slot a unit did not start (an adopted switch). Idempotent."""
         self.stop_switch(slot)
-        _systemctl("stop", _database_unit(slot), timeout_s=_STOP_S)
+        _stop(_database_unit(slot))
         super().stop(slot)
 
     def stop_switch(self, slot: Slot) -> None:
-        _systemctl("stop", _switch_unit(slot), timeout_s=_STOP_S)
+        _stop(_switch_unit(slot))
         super().stop_switch(slot)
 
     def start_at_boot(self, slot: Slot) -> None:
@@ -75,6 +83,12 @@ def _start(slot: Slot, unit: str, timeout_s: float) -> None:
             state=f"slot {slot.name} is down, the other slot was not touched",
             next=f"journalctl -u {unit} -n 20; tail {slot.rundir}/*.log; are the units of upgrader/systemd/ installed?",
         ) from error
+
+
+def _stop(unit: str) -> None:
+    """Stop a unit, also one that is being started; a command that is about to ask for its start does not come to that."""
+    end_commands("systemctl", "start", unit)
+    _systemctl("stop", unit, timeout_s=_STOP_S)
 
 
 def _systemctl(*arguments: str, timeout_s: float = 30.0, check: bool = True) -> None:

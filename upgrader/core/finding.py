@@ -23,6 +23,7 @@ Acceptable = Literal[
     "CONTROLLER_LOOPBACK",
     "MANAGER_LOOPBACK",
     "STEERING_UNPROVEN",
+    "SWITCH_EMPTY",
 ]
 ACCEPTABLE: tuple[str, ...] = get_args(Acceptable)
 

@@ -81,9 +81,8 @@ def active_slot(
 def bindings(ports: Sequence[VmPort], switch: SwitchFacts, target: Slot) -> tuple[PortBinding, ...]:
     """Where each vhost interface of the target slot connects.
 
-    A VM served over libvirt's own socket gets a second one, made by us in the slot's folder. A VM that is already
-    served over such a second one is reached over libvirt's own again. A port whose VM does not run gets a path of
-    the slot's folder that nobody listens on, so that the standby does not answer for it.
+    Each at a path in the slot's folder, on which nobody listens: the standby answers for no VM. When it is attached to
+    one, the path is made a link to the socket that is free (steps/attach_standby.py).
     """
     by_interface = {p.interface: p for p in ports}
     found = []
@@ -91,11 +90,8 @@ def bindings(ports: Sequence[VmPort], switch: SwitchFacts, target: Slot) -> tupl
         path = Path(origin(interface))
         own = target.vhost_dir / interface.name
         port = by_interface.get(interface.name)
-        if port and port.ownership and port.ownership.owner != port.chardev:
-            found.append(PortBinding(interface.name, port.ofport, path, path, port.chardev, fresh=False))
-        else:
-            chardev = f"{CHARDEV_PREFIX}-{target.name}-{port.netdev}" if port else None
-            found.append(PortBinding(interface.name, interface.ofport or 0, own, path, chardev, fresh=port is not None))
+        chardev = f"{CHARDEV_PREFIX}-{target.name}-{port.netdev}" if port else None
+        found.append(PortBinding(interface.name, interface.ofport or 0, own, path, chardev, fresh=port is not None))
     return tuple(found)
 
 

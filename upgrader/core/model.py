@@ -342,8 +342,8 @@ class PortBinding:
 
     socket   path the new switch dials; a symbolic link where `fresh`
     origin   path libvirt knows, which a restarted VM listens on
-    chardev  QEMU's chardev behind `socket`, None for a port whose VM does not run
-    fresh    the listening socket is made by us and handed to QEMU; else it is libvirt's own
+    chardev  QEMU's chardev for the second socket that we make where the first is in use; None where no VM runs
+    fresh    the VM runs, and `socket` is a link that leads where we say; else that is libvirt's path, or nobody listens
     """
 
     interface: str
@@ -355,8 +355,12 @@ class PortBinding:
 
     @property
     def listener(self) -> Path:
-        """Where a fresh socket is bound. Not at `socket` itself: QEMU unlinks the path it was bound to when it ends."""
-        return self.socket.with_name(f"{self.socket.name}.sock")
+        return listener(self.socket)
+
+
+def listener(dialled: Path) -> Path:
+    """Where the socket is bound that a switch's path leads to. Not at that itself: QEMU unlinks what it was bound to."""
+    return dialled.with_name(f"{dialled.name}.sock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from upgrader.core.finding import some
 from upgrader.core.findings import Finding, Severity, find
 from upgrader.core.inventory import bindings, standing_bindings
 from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabilities, VmPort, other_slot
@@ -151,9 +152,30 @@ def restore(
             ),
             *found,
         )
+    if (empty := _empty_switch(facts, slot)) is not None:
+        severity = Severity.WARNING if empty.code in accept else Severity.BLOCKING
+        found = (replace(empty, severity=severity), *found)
     settled = (*accept, "STEERING_UNPROVEN")
     return _plan(
         facts, capabilities, other_slot(slot), slot, found, settled, replace(policy, keep_old=False), start=False
+    )
+
+
+def _empty_switch(facts: HostFacts, slot: SlotName) -> Finding | None:
+    """Where the only switch that runs was never in charge and lacks what it should have been given by the one that died."""
+    only, gone = facts.slot(slot), facts.slot(other_slot(slot))
+    if only.status.vswitchd_pid is None or gone.status.vswitchd_pid is not None or facts.control == slot:
+        return None
+    bridges = only.switch.bridges if only.switch else ()
+    empty = [b.name for b in bridges if not b.flows and set(b.protocols) != {"OpenFlow10"}]  # which are not read
+    if not empty:
+        return None
+    return Finding(
+        "SWITCH_EMPTY",
+        Severity.BLOCKING,
+        f"slot {gone.slot.name} died before slot {slot} was made what it was: {some(empty)} of slot {slot} has no flow",
+        f"start the switch of slot {gone.slot.name} again, then: upgrade rollback; or, where controllers fill slot "
+        f'{slot}: policy.accept = ["SWITCH_EMPTY"]',
     )
 
 
@@ -192,7 +214,7 @@ def _plan(
             )
         )
         steps.append(PlannedStep(StepKind.PROVE, f"prove that {target} forwards as {source} does"))
-    elif to_move:
+    elif to_move or facts.control != target:  # one in charge is what the host is
         steps.append(PlannedStep(StepKind.COMPARE, f"compare slot {target} with {source}"))
     steps += [PlannedStep(StepKind.ATTACH_STANDBY, f"{p.label}: connect slot {target}, parked", p) for p in to_move]
     if to_move:

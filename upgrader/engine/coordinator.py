@@ -24,6 +24,7 @@ from upgrader.engine.vigil import Vigil
 from upgrader.ports import Host, Journal, Watcher
 from upgrader.steps import Context
 from upgrader.steps.catch_up import bring_late
+from upgrader.steps.sockets import give_sockets
 
 log = structlog.get_logger(__name__)
 
@@ -71,19 +72,27 @@ class Coordinator:
     def keep(self) -> None:
         """Said now and then while no run is on: the well-known names follow the switch that has them.
 
-        The rule of a VF that was reset is written anew; one of a run that stopped half-way when the run goes on. And where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one.
+        The rule of a VF that was reset is written anew; one of a run that stopped half-way when the run goes on. And
+        where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one. When
+        one of the two has died, VMs that are started come to the other.
         """
         setup = self.setup()
         setup.host.well_known.mend()
         latest = None
         for head, state, _ in self.journal.headings(1):
             latest = head.run_id, state
-            if self._is_kept(head, state, setup):
-                slots = setup.slots[head.source], setup.slots[head.target]
-                context = Context(setup.host, self.journal.plan(head.run_id), *slots)
-                if context.pid(context.target) is not None and context.served_by(context.source):
-                    moves = bring_late(context)
-                    log.info("brought after the others", run=head.run_id, vms=[str(m["vm"]) for m in moves])
+            if not self._keeps(head, state):
+                continue
+            slots = setup.slots[head.source], setup.slots[head.target]
+            context = Context(setup.host, self.journal.plan(head.run_id), *slots)
+            old, new = context.pid(context.source), context.pid(context.target)
+            if old is not None and new is not None and context.served_by(context.source):
+                moves = bring_late(context)
+                log.info("brought after the others", run=head.run_id, vms=[str(m["vm"]) for m in moves])
+            elif old is None and new is not None:
+                give_sockets(context, context.source, context.target)
+            elif new is None and old is not None:
+                give_sockets(context, context.target, context.source)
         if latest is None or latest[1] not in UNFINISHED:
             self._resets.look(setup.host, setup.slots, latest)
 
@@ -169,10 +178,13 @@ class Coordinator:
 
     def _is_kept(self, head: Heading, state: RunState, setup: Setup) -> bool:
         """Whether that run is done, was to keep its old switch, and that still runs."""
-        if state is not RunState.DONE or head.kind != PlanKind.UPGRADE:
-            return False
-        kept = self.journal.plan(head.run_id).policy.keep_old
-        return kept and setup.host.processes.status(setup.slots[head.source]).vswitchd_pid is not None
+        runs = setup.host.processes.status(setup.slots[head.source]).vswitchd_pid is not None
+        return runs and self._keeps(head, state)
+
+    def _keeps(self, head: Heading, state: RunState) -> bool:
+        """Whether that run is done, and was to keep its old switch."""
+        done = state is RunState.DONE and head.kind == PlanKind.UPGRADE
+        return done and self.journal.plan(head.run_id).policy.keep_old
 
     def _engine(
         self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None

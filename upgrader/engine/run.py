@@ -96,7 +96,7 @@ class Engine:
         Where the old switch has been ended there is no way back: what is left of the run is carried out instead, and
         the reason of its end says so.
         """
-        if self._decision()[0] is Phase.RETIRING and self._context.pid(self._context.source) is None:
+        if self._decision() == (Phase.RETIRING, Decision.FINISH):
             self._state(RunState.RUNNING, "ROLLBACK_TOO_LATE")
             return self._forward(end="ROLLBACK_TOO_LATE")
         return self._back(reason)
@@ -122,6 +122,11 @@ class Engine:
                 log.warning("a switch died; the step is tried again", step=step.title, error=str(failure.error))
             if any(m.over_budget for m in vm_moves(self.view.steps[index].data)):
                 return self._stop(RunState.HALTED, "OVER_BUDGET")
+        match self._decision()[1]:  # a switch may have died when nothing was left to be done
+            case Decision.BACK:
+                return self._back("SWITCH_DIED")
+            case Decision.OPERATOR:
+                return self._needs_operator("SWITCH_DIED")
         return self._state(RunState.DONE, end)
 
     def _may_stop(self, index: int) -> bool:
@@ -134,12 +139,12 @@ class Engine:
 
     def _stop(self, to: RunState, reason: str) -> RunView:
         """Stop half-way, which is only said where every VM is served, as those states promise."""
-        if any(slot is None for _, slot in self._context.owners()):
+        if any(slot is None for _, slot in self._context.owners()) or self._decision()[1] is Decision.OPERATOR:
             return self._needs_operator("SWITCH_DIED")
         if standby_lost(self.view, self._plan, self._context.pid(self._context.target)) is not None:
             # nobody could go on from here
-            alone = self._context.pid(self._context.source) is not None
-            return self._back("SWITCH_DIED") if alone else self._needs_operator("SWITCH_DIED")
+            lives = self._context.pid(self._context.source) is not None
+            return self._back("SWITCH_DIED") if lives else self._needs_operator("SWITCH_DIED")
         # a run may begin where QEMU has moved VMs since the last one: until the window their traffic is where it was
         before_window = any(
             step.kind is StepKind.OPEN_WINDOW and seen.state is StepState.PENDING

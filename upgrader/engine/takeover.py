@@ -27,6 +27,7 @@ from upgrader.steps import Context, replication
 from upgrader.steps.attach_standby import attach
 from upgrader.steps.base import Freshness
 from upgrader.steps.catch_up import bring_late
+from upgrader.steps.sockets import give_sockets, keep_away, reverse
 from upgrader.steps.take_over import take_over
 
 log = structlog.get_logger(__name__)
@@ -357,7 +358,8 @@ def _sight(context: Context, armed_by: Plan) -> Sight:
 def _bring_strays(context: Context) -> None:
     """VMs that were restarted and found the standby first, which dials the same socket: back to the active."""
     if context.served_by(context.target):
-        bring_late(replace(context, source=context.target, target=context.source, freshness=Freshness()))
+        bring_late(replace(reverse(context), freshness=Freshness()))
+        give_sockets(context, context.target, context.source)
 
 
 def _ports(context: Context) -> tuple[tuple[VmPort, ...], tuple[PortBinding, ...]]:
@@ -399,11 +401,13 @@ def _attached(context: Context, port: VmPort) -> str:
     now = port.ownership
     if now is None:
         return "its QEMU has no second connection"
+    binding = next((b for b in context.plan.bindings if b.interface == port.interface), None)
     if now.standby and now.standby.ready and now.standby.pid == peer:
+        if binding is not None:
+            keep_away(context, binding)
         return ""
     if now.standby and now.standby.expected_pid == peer:
         return now.standby.reason or "not connected yet"
-    binding = next((b for b in context.plan.bindings if b.interface == port.interface), None)
     if binding is None:
         raise StepError("VM_WITHOUT_PORT", f"{port.label} has no port in slot {context.target.name}",
                         state="its switch serves it", next="upgrade status")  # fmt: skip

@@ -104,6 +104,8 @@ class SimResources:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def redirect(self, path: Path, target: Path) -> None:
+        if self._w.links.get(path) == target:
+            return
         self._w.call(f"redirect {path.name}")
         self._w.links[path] = target
         self._w.reconnect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from upgrader.core.model import CHARDEV_PREFIX, Ring, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
-from upgrader.sim.world import World, refused, taken_over
+from upgrader.sim.world import World, refused
 
 _UNTOUCHED = (Ring(1, 256, 1, 0, True),)  # the guest has sent, and nobody took it
 
@@ -49,8 +49,8 @@ class SimHypervisor:
             raise refused(f"there is no chardev '{chardev}'")
         if ours:
             self._w.chardevs.add((port.domain, chardev))
-        new = replace(now, standby=Standby(chardev, True, True, None, peer_pid, peer_pid))
-        self._set(port, new if now.owner_pid is not None else taken_over(new))
+        self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
+        self._w.reconnect()
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         self._w.call(f"drop {port.domain} {chardev}")

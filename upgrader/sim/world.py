@@ -15,7 +15,18 @@ from typing import Literal
 
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.inventory import origin
-from upgrader.core.model import SLOTS, Interface, RingOwnership, Slot, SlotName, Standby, SwitchFacts, VmInterface
+from upgrader.core.model import (
+    CHARDEV_PREFIX,
+    SLOTS,
+    Interface,
+    RingOwnership,
+    Slot,
+    SlotName,
+    Standby,
+    SwitchFacts,
+    VmInterface,
+    listener,
+)
 from upgrader.sim.facts import ovs_interface, ownership
 
 
@@ -153,7 +164,7 @@ class World:
         for vm in self.vms.values():
             own = vm.ownership
             peers = {own.owner_pid, own.standby.pid if own.standby else None} if own else set()
-            if pid is not None and (pid in peers or (own is None and self.dials(name, vm))):
+            if pid is not None and (pid in peers or (own is None and self.dials(name, vm) == vm.socket)):
                 found.add(vm.socket)
         return found
 
@@ -192,29 +203,51 @@ class World:
         """The switch has a port for a VM that does not run."""
         self.switch = replace(self.switch, interfaces=(*self.switch.interfaces, ovs_interface(number)))
 
-    def dials(self, name: SlotName, vm: VmInterface) -> bool:
-        """Whether that slot's switch runs and connects to the socket that libvirt made for the VM."""
-        if self.pids[name] is None or name not in self.databases:
-            return False
-        paths = (dialled(i) for i in self.databases[name].switch.vhost_interfaces() if origin(i) == str(vm.socket))
-        return any(self.links.get(path, path) == vm.socket for path in paths)
+    def path_to(self, name: SlotName, vm: VmInterface) -> Path | None:
+        """The path in that slot's database for the VM's port, None where it has none."""
+        if name not in self.databases:
+            return None
+        interfaces = self.databases[name].switch.vhost_interfaces()
+        return next((dialled(i) for i in interfaces if origin(i) == str(vm.socket)), None)
+
+    def dials(self, name: SlotName, vm: VmInterface) -> Path | None:
+        """The socket that slot's switch connects to for the VM, None where it does not run."""
+        path = self.path_to(name, vm) if self.pids[name] is not None else None
+        return self.links.get(path, path) if path is not None else None
+
+    def behind(self, vm: VmInterface, chardev: str) -> Path | None:
+        """The socket of one of QEMU's connections: libvirt's, or one that we made."""
+        if chardev == vm.chardev:
+            return vm.socket
+        for name in self.databases:
+            path = self.path_to(name, vm)
+            if path is not None and chardev == f"{CHARDEV_PREFIX}-{name}-{vm.netdev}":
+                return listener(path) if listener(path) in self.listeners else None
+        return None
 
     def start(self, vm: VmInterface) -> None:
         """A VM's QEMU comes up and listens on libvirt's socket: the switch that dials it serves the VM, if one does."""
-        pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm)), None)
+        pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm) == vm.socket), None)
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
 
     def reconnect(self) -> None:
-        """A VM that nobody serves gets the switch that dials libvirt's socket by now."""
+        """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
         for vm in list(self.vms.values()):
             own = vm.ownership
-            if own is None or own.owner_pid is not None or own.owner != vm.chardev:
+            if own is None:
                 continue
-            name = next((n for n in self.pids if self.dials(n, vm)), None)
-            if name is not None:
-                new = replace(own, owner_connected=True, owner_pid=self.pids[name])
-                self.vms[vm.domain] = replace(vm, ownership=new)
+            name = next((n for n in self.pids if self.dials(n, vm) == vm.socket), None)
+            if own.owner_pid is None and own.owner == vm.chardev and name is not None:
+                own = replace(own, owner_connected=True, owner_pid=self.pids[name])
+            waits = own.standby
+            peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
+            if waits and peer and self.dials(peer, vm) == self.behind(vm, waits.chardev):
+                pid = self.pids[peer]
+                own = replace(own, standby=Standby(waits.chardev, True, True, None, pid, pid))
+                if own.owner_pid is None:
+                    own = taken_over(own)
+            self.vms[vm.domain] = replace(vm, ownership=own)
 
     def end(self, domain: str) -> None:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
@@ -222,7 +255,7 @@ class World:
         self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
         for database in self.databases.values():
             paths = {dialled(i) for i in database.switch.vhost_interfaces() if origin(i) == str(vm.socket)}
-            self.listeners -= {p.with_name(f"{p.name}.sock") for p in paths}
+            self.listeners -= {listener(p) for p in paths}
 
     def restart(self, domain: str) -> None:
         """End a VM and start it again."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from upgrader.core.errors import HostError, StepError
-from upgrader.core.model import PortBinding, VmPort
+from upgrader.core.model import PortBinding, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data, port_of
+from upgrader.steps.sockets import keep_away, known_ports, reverse
 
 _POLL_S = 0.01
 
@@ -23,7 +24,7 @@ class AttachStandby:
         return attach(context, port_of(step), _binding(context, step))
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
-        await_ready(context, port_of(step))
+        await_ready(context, port_of(step), _binding(context, step))
 
     def undo(self, context: Context, step: PlannedStep) -> Data:
         detach(context, port_of(step), _binding(context, step))
@@ -31,24 +32,27 @@ class AttachStandby:
 
 
 def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
-    """Give QEMU the socket that the new switch dials. One that stands by already is left as it is."""
+    """Give QEMU the socket that the new switch dials. One that stands by already is left as it is.
+
+    That is libvirt's own where the VM is served over another one, else one that we make.
+    """
     host = context.host
     peer = context.target_pid()
     now = host.hypervisor.ownership(port)
     if now is None:
         return {"gone": port.label}
     if now.standby and now.standby.ready and now.standby.pid == peer:
-        if binding.fresh:
-            # one that was in charge before dials libvirt's socket next, and would be first at a VM that is restarted
-            host.resources.redirect(binding.socket, binding.listener)
+        keep_away(context, binding)
         return {"chardev": now.standby.chardev}
-    chardev = binding.chardev or port.chardev
-    if now.owner == chardev:
+    if now.owner == binding.chardev or owned_by(now, peer):
         return {"already": now.owner}  # QEMU's failover, or a run before this one, made it the owner
+    chardev = binding.chardev if now.owner == port.chardev and binding.chardev else port.chardev
     if now.standby and now.standby.chardev != chardev:
         host.hypervisor.drop_connection(port, now.standby.chardev)
-    if not binding.fresh:
+    if chardev == port.chardev:
         host.hypervisor.attach_standby(port, chardev, None, peer)
+        if binding.fresh:  # QEMU knows whom to expect by now
+            host.resources.redirect(binding.socket, binding.origin)
         return {"chardev": chardev}
     listener = host.resources.listen(binding.listener)
     try:
@@ -59,21 +63,28 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     return {"chardev": chardev}
 
 
-def await_ready(context: Context, port: VmPort) -> None:
-    """Wait until the new switch stands by: ready in QEMU's eyes, and polled by a PMD in its own. Raises StepError."""
+def await_ready(context: Context, port: VmPort, binding: PortBinding) -> bool:
+    """Wait until the new switch stands by: ready in QEMU's eyes, and polled by a PMD in its own. Raises StepError.
+
+    From then on it keeps away from libvirt's socket: a VM that is restarted comes to the old switch. Returns False where
+    that has happened since the VM was attached.
+    """
     host = context.host
     deadline = host.clock.monotonic_s() + host.ready_timeout_s
     reason = "it never connected"
     while True:
         now = host.hypervisor.ownership(port)
         if now is None or now.owner_pid == context.target_pid():
-            return
+            return True
         standby = now.standby
+        if standby is None and owned_by(now, context.pid(context.source)):
+            return False
         if standby and standby.ready and standby.pid == context.target_pid():
             queues = sum(1 for r in now.rings if r.enabled) // 2
             polled = host.processes.polled_queues(context.target).get(port.interface, 0)
             if polled >= queues:
-                return
+                keep_away(context, binding)
+                return True
             reason = f"ready, but slot {context.target.name} polls {polled} of {queues} queues"
         elif standby:
             reason = standby.reason or reason
@@ -86,6 +97,21 @@ def await_ready(context: Context, port: VmPort) -> None:
                 next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
             )
         host.clock.sleep(_POLL_S)
+
+
+def stand_by_again(context: Context, port: VmPort) -> None:
+    """Attach the old switch to a VM that came up with the new one, after that had libvirt's sockets. Raises StepError.
+
+    It is about to be in charge again: from its next connection on it dials what libvirt knows.
+    """
+    back = reverse(context)
+    vms = [v for v in context.host.hypervisor.vm_interfaces() if (v.domain, v.netdev) == (port.domain, port.netdev)]
+    for found, binding in known_ports(back, vms):
+        attach(back, found, binding)
+        await_ready(back, found, binding)
+        if binding.fresh:
+            context.host.resources.redirect(binding.socket, binding.origin)
+            context.host.resources.remove(binding.listener)
 
 
 def detach(context: Context, port: VmPort, binding: PortBinding) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from upgrader.core.errors import StepError
-from upgrader.core.inventory import join, standing_bindings
 from upgrader.core.model import PortBinding, VmInterface, VmPort, owned_by
 from upgrader.core.plan import PlannedStep, StepKind
 from upgrader.core.report import VmMove
 from upgrader.steps.attach_standby import attach, await_ready, detach
 from upgrader.steps.base import Context, Data
-from upgrader.steps.move_vm import bring_back, hand_over, require_progress, require_ready
+from upgrader.steps.move_vm import bring_back, hand_on, require_progress, require_ready
 from upgrader.steps.replication import keep_up, sides
+from upgrader.steps.sockets import known_ports
 
 _ROUNDS = 20  # VMs may go on coming; each round takes those that are there
 _SETTLE_S = 2.0
@@ -43,7 +43,9 @@ class CatchUp:
         """The same VMs back, and their second connection away; those of the plan go back by their own steps."""
         moves = []
         in_plan = {(p.domain, p.netdev) for p in context.plan.ports}
-        for port, binding in _known(context, [v for v in _running(context) if (v.domain, v.netdev) not in in_plan]):
+        for port, binding in known_ports(
+            context, [v for v in _running(context) if (v.domain, v.netdev) not in in_plan]
+        ):
             if owned_by(port.ownership, context.pid(context.target)):
                 data = bring_back(context, port)
                 if "move" in data:
@@ -77,15 +79,15 @@ def bring_late(context: Context) -> list[dict[str, object]]:
 
 def _move(context: Context, port: VmPort, binding: PortBinding) -> VmMove | None:
     attach(context, port, binding)
-    await_ready(context, port)
+    restarted = not await_ready(context, port, binding)
     now = context.host.hypervisor.ownership(port)
-    if now is None or owned_by(now, context.target_pid()):
+    if restarted or now is None or owned_by(now, context.target_pid()):
         return None
     require_ready(context, port, context.target, now)
     if sides(context)[1].name == context.target.name:
         keep_up(context)  # else the new switch is the one that is followed
-    move = hand_over(context, port, now, context.source, context.target)
-    if (after := context.host.hypervisor.ownership(port)) is not None:
+    move = hand_on(context, port, now)
+    if move and (after := context.host.hypervisor.ownership(port)) is not None:
         require_progress(context, port, after)
     return move
 
@@ -93,7 +95,7 @@ def _move(context: Context, port: VmPort, binding: PortBinding) -> VmMove | None
 def _late(context: Context) -> list[tuple[VmPort, PortBinding]]:
     """VMs whose rings the old switch has, with where the new switch dials them. Raises StepError where nobody has them."""
     running = _running(context)
-    known = _known(context, [v for v in running if not owned_by(v.ownership, context.pid(context.target))])
+    known = known_ports(context, [v for v in running if not owned_by(v.ownership, context.pid(context.target))])
     without = {v.domain for v in running if owned_by(v.ownership, context.pid(context.source))} - {
         p.domain for p, _ in known
     }
@@ -133,14 +135,3 @@ def _unserved(context: Context, ports: list[tuple[VmPort, PortBinding]]) -> list
 
 def _running(context: Context) -> list[VmInterface]:
     return [v for v in context.host.hypervisor.vm_interfaces() if v.ownership is not None]
-
-
-def _known(context: Context, vms: list[VmInterface]) -> list[tuple[VmPort, PortBinding]]:
-    """Those of these VMs that the new switch has a port for, with where it dials them."""
-    if not vms:
-        return []
-    host = context.host
-    switch = host.database.read(context.target)
-    ports, _ = join(vms, switch, host.vni_key)
-    bindings = {b.interface: b for b in standing_bindings(ports, switch, context.target)}
-    return [(p, bindings[p.interface]) for p in ports]

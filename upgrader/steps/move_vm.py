@@ -15,6 +15,7 @@ from upgrader.core.errors import HostError, StepError
 from upgrader.core.model import RingOwnership, Slot, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
+from upgrader.steps.attach_standby import stand_by_again
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.open_window import require_rules
 from upgrader.steps.replication import keep_up, left_stale
@@ -47,17 +48,18 @@ class MoveVm:
         if owned_by(now, context.target_pid()):  # an earlier run, or QEMU's own failover, brought it there
             context.host.steering.move_vm(port, (context.target.name,))
             return {"already": context.target.name, **left_stale(context)}
-        if _restarted(context, now):
-            return {"later": f"{port.label} was restarted since it was given its standby"}
-        keep_up(context)
-        stale = left_stale(context)
-        return {"move": asdict(hand_over(context, port, now, context.source, context.target)), **stale}
+        if not _restarted(context, now):
+            keep_up(context)
+            stale = left_stale(context)
+            if move := hand_on(context, port, now):
+                return {"move": asdict(move), **stale}
+        return {"later": f"{port.label} was restarted since it was given its standby"}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         port = port_of(step)
         now = context.host.hypervisor.ownership(port)
-        if now is None or "later" in data:
-            return
+        if now is None or "later" in data or _restarted(context, now):
+            return  # whoever came since is brought after the others
         if not owned_by(now, context.target_pid()):
             raise StepError(
                 "VM_NOT_MOVED",
@@ -86,13 +88,20 @@ def bring_back(context: Context, port: VmPort) -> Data:
     if owned_by(now, context.pid(context.source)):
         context.host.steering.move_vm(port, (context.source.name,))
         return {}
+    if now.standby is None and context.pid(context.source) is not None:
+        stand_by_again(context, port)
+        if (now := context.host.hypervisor.ownership(port)) is None:
+            return {}
     require_ready(context, port, context.source, now)
     try:
         return {"move": asdict(hand_over(context, port, now, context.target, context.source))}
     except HostError as error:
         old, now = context.pid(context.source), context.host.hypervisor.ownership(port)
-        if old is None or owned_by(now, old):
-            raise  # it is the old switch that died, and the new one the only one that lives; or only steering failed
+        if old is None:
+            raise  # it is the old switch that died, and the new one the only one that lives
+        if now is None or owned_by(now, old):  # only steering failed, or it was restarted, or ended, at that moment
+            context.host.steering.move_vm(port, (context.source.name,))
+            return {}
         log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
         context.host.processes.kill_switch(context.target)
         _await_owner(context, port, context.source)
@@ -123,6 +132,18 @@ def _watch(context: Context, port: VmPort) -> None:
                 next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
             )
         require_progress(context, port, now)
+
+
+def hand_on(context: Context, port: VmPort, now: RingOwnership) -> VmMove | None:
+    """Hand the VM over to the new switch; None where it was restarted, or ended, in the middle of that."""
+    try:
+        return hand_over(context, port, now, context.source, context.target)
+    except HostError:
+        after = context.host.hypervisor.ownership(port)
+        if after is not None and not _restarted(context, after):
+            raise
+        context.host.steering.move_vm(port, (context.source.name,))  # where it is served, if it came again
+        return None
 
 
 def hand_over(context: Context, port: VmPort, now: RingOwnership, old: Slot, new: Slot) -> VmMove:

@@ -1,4 +1,5 @@
-"""Give the new switch the well-known names, so that tools and clients nobody told where to look end up at it.
+"""Put the new switch in charge: the well-known names, so that tools and clients nobody told where to look end up at it, and
+libvirt's sockets, so that VMs that are started do.
 
 It can be taken back as long as the old switch runs: that one gets its names again.
 """
@@ -9,6 +10,7 @@ from upgrader.core.errors import StepError
 from upgrader.core.model import Slot
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+from upgrader.steps.sockets import give_sockets
 
 
 class Promote:
@@ -69,4 +71,5 @@ def hand_names(context: Context, old: Slot, new: Slot) -> Data:
     host = context.host
     host.well_known.point_to(new.name, bridges_of(context, new))
     host.processes.start_at_boot(new)
+    give_sockets(context, old, new)
     return {"names": new.name, "clients": "moved" if host.well_known.drop_clients(old.name) else "follow at retire"}

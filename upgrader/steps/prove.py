@@ -64,7 +64,8 @@ class Compare:
 
 
 def _with_nothing(context: Context) -> Data:
-    """What is recorded when the old switch is gone: then any switch is better than none."""
+    """What is recorded when the old switch is gone: then any switch that forwards is better than none."""
+    _require_filled(context)
     return {"compared": f"with nothing: slot {context.source.name} does not run"}
 
 
@@ -87,6 +88,21 @@ def require_ready(context: Context) -> None:
             f"ports of slot {context.target.name} are not ready: " + "; ".join(lacking),
             state="no VM was moved",
             next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
+        )
+
+
+def _require_filled(context: Context) -> None:
+    """Raise where the other switch died before it was copied, unless that was known, and accepted, when the run began."""
+    host, target = context.host, context.target
+    if host.well_known.current() == target.name or any(f.code == "SWITCH_EMPTY" for f in context.plan.findings):
+        return
+    read = [b.name for b in host.database.read(target).bridges if set(b.protocols) != {"OpenFlow10"}]
+    if empty := [name for name in read if not host.openflow.flows(target, name)]:
+        raise StepError(
+            "SWITCH_EMPTY",
+            f"slot {context.source.name} died before slot {target.name} was made what it was: {', '.join(empty)} has no flow",
+            state="no VM was moved",
+            next=f"upgrade --host localhost --restore {target.name} --dry-run   (it says what can be done)",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from upgrader.core.errors import StepError
 from upgrader.core.inventory import join, origin
-from upgrader.core.model import CHARDEV_PREFIX, SLOTS
+from upgrader.core.model import CHARDEV_PREFIX, SLOTS, listener
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
 from upgrader.steps.catch_up import bring_late
@@ -45,9 +45,9 @@ class Retire:
             if dialled != known:
                 # from its next connection on the new switch dials the path a restarted VM listens on
                 host.resources.redirect(dialled, known)
-                host.resources.remove(dialled.with_name(f"{dialled.name}.sock"))
+                host.resources.remove(listener(dialled))
             host.resources.remove(source.vhost_dir / interface.name)
-            host.resources.remove(source.vhost_dir / f"{interface.name}.sock")
+            host.resources.remove(listener(source.vhost_dir / interface.name))
         # what the old daemons left of their names goes, what they took with them comes back
         host.well_known.point_to(target.name, [b.name for b in facts.bridges])
         return {"moves": moves}

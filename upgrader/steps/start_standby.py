@@ -30,6 +30,9 @@ class StartStandby:
         reclaimed = _reclaim(context)
         host.processes.stop(target)
         host.resources.remove(target.db_file)  # of an earlier run: the new one has the schema of its version
+        for binding in context.plan.bindings:
+            if binding.socket != binding.origin:
+                host.resources.remove(binding.socket)  # may lead to libvirt's, if that one was in charge
         host.processes.start_database(target)
         host.database.sync(source, target, context.plan.bindings, applied=False)
         host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
