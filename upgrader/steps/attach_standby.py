@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from upgrader.core.errors import HostError, StepError
-from upgrader.core.model import PortBinding, VmPort, owned_by
+from upgrader.core.model import PortBinding, Standby, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.sockets import keep_away, known_ports, reverse
@@ -47,20 +47,31 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     if now.owner == binding.chardev or owned_by(now, peer):
         return {"already": now.owner}  # QEMU's failover, or a run before this one, made it the owner
     chardev = binding.chardev if now.owner == port.chardev and binding.chardev else port.chardev
-    if now.standby and now.standby.chardev != chardev:
-        host.hypervisor.drop_connection(port, now.standby.chardev)
+    try:
+        _attach(context, port, binding, chardev, now.standby)
+    except HostError:
+        after = host.hypervisor.ownership(port)
+        if after is not None and after.owner == now.owner:
+            raise
+        return attach(context, port, binding)  # it was restarted, or ended, at that moment
+    return {"chardev": chardev}
+
+
+def _attach(context: Context, port: VmPort, binding: PortBinding, chardev: str, before: Standby | None) -> None:
+    host, peer = context.host, context.target_pid()
+    if before and before.chardev != chardev:
+        host.hypervisor.drop_connection(port, before.chardev)
     if chardev == port.chardev:
         host.hypervisor.attach_standby(port, chardev, None, peer)
         if binding.fresh:  # QEMU knows whom to expect by now
             host.resources.redirect(binding.socket, binding.origin)
-        return {"chardev": chardev}
+        return
     listener = host.resources.listen(binding.listener)
     try:
         host.resources.redirect(binding.socket, binding.listener)
         host.hypervisor.attach_standby(port, chardev, listener, peer)
     finally:
         os.close(listener)  # QEMU has a duplicate of its own
-    return {"chardev": chardev}
 
 
 def await_ready(context: Context, port: VmPort, binding: PortBinding) -> bool:
