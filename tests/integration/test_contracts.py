@@ -14,6 +14,7 @@ from tests.support.slots import ofctl, vsctl
 from upgrader.adapters import gate
 from upgrader.adapters.ofctl.programs import appctl
 from upgrader.core.model import CHARDEV_PREFIX, Slot, VmPort
+from upgrader.lab import spec as names
 from upgrader.lab.libvirtd import virsh
 from upgrader.lab.up import Lab
 
@@ -59,7 +60,7 @@ class LabRig(Rig):
         appctl(slot, "tnl/neigh/set", bridge, ip, mac)
 
     def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None:
-        appctl(slot, "ovs/route/add", prefix, bridge)
+        appctl(slot, "ovs/route/add", prefix, bridge, names.REMOTE_VTEP)  # without a gateway there is no way into it
 
     def chardevs(self, port: VmPort) -> set[str]:
         command = json.dumps({"execute": "query-chardev"})

@@ -81,7 +81,7 @@ class ProcessesContract:
             processes.kill_switch(standby)
             assert select.select([watch], [], [], 5)[0]
             eventually(watch.died, "the watch to tell of it")
-            assert probe.pulse() is None
+            eventually(lambda: probe.pulse() is None, "the probe to find nobody")
         finally:
             watch.close()
             probe.close()
