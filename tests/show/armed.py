@@ -42,7 +42,7 @@ TIMES_SLOWER = 2.0
 DELAYS_S = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.0)
 ALARM_S = 60 * float(os.environ.get("MINUTES", "5"))
 FLOWS = 50_000
-ROUNDS, ROUND_S, FULL_PPS = 5, 8.0, 20_000
+ROUNDS, ROUND_S, FULL_PPS = 5, 8.0, 60_000
 SHARE, FULL = 0.98, 0.95
 
 
