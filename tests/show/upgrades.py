@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 from tests.integration.test_upgrade import all_reachable
 from tests.show.items import Item
@@ -30,6 +31,7 @@ from upgrader.lab.up import Lab
 
 VMS = 3
 RATE_PPS = 200
+TRAFFIC_S = 60.0  # at most: a run that takes longer goes on without
 KINDS = shlex.split(os.environ.get("KINDS", "")) or list(deaths.KINDS)
 SIDES = shlex.split(os.environ.get("SIDES", "source target"))
 _END_S = 120.0
@@ -73,13 +75,12 @@ def upgrades() -> Iterator[Item]:
         with takeover_policy(lab, "automatic"), lab_session(lab.spec, rate_pps=RATE_PPS) as session:
             for kind in KINDS:
                 seen = _Seen()
-                session.start(3600)
                 with watched_rings(lab) as rings:
-                    for side in SIDES:
-                        for point in POINTS:
-                            if point[1] in STEPS:
-                                _one(lab, kind, side, point, seen)
-                session.finish(stop=True)
+                    for side, point in product(SIDES, POINTS):
+                        if point[1] in STEPS:
+                            session.start(TRAFFIC_S)
+                            _one(lab, kind, side, point, seen)
+                            session.finish(stop=True)
                 if rings.wrong or not rings.checked:
                     seen.wrong.append(f"{rings.checked} descriptors checked; {'; '.join(rings.wrong[:3])}")
                 ended = ", ".join(f"{n} {end}" for end, n in sorted(seen.ends.items()))
