@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from upgrader.core import openflow
 from upgrader.core.control import Control
+from upgrader.core.errors import HostError
 from upgrader.core.model import (
     CHARDEV_PREFIX,
     ORIGIN_KEY,
@@ -239,7 +241,8 @@ class SimSteering:
         self._w.rules = dict.fromkeys(self._w.rules, (slot,))
 
     def fence(self, slot: SlotName) -> None:
-        self._w.call(f"fence_vf {slot}")
+        with suppress(HostError):
+            self._w.call(f"fence_vf {slot}")
         if self._w.pids[slot] is not None:
             self._w.trouble.append(f"slot {slot}'s VF was stopped under a running switch")
 
