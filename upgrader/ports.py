@@ -208,7 +208,10 @@ class Steering(Protocol):
         """Everything to `slot`, as fast as can be, in whatever state steering is: the other switch is dead."""
 
     def fence(self, slot: SlotName) -> None:
-        """Stop the VF of a switch that is dead, where the NIC can; `prepare` lifts it. It takes up to 300 ms."""
+        """Stop the VF of a switch that is dead, where the NIC can; `prepare` lifts it. It takes up to 300 ms.
+
+        Never raises: nothing depends on it.
+        """
 
     def rules(self) -> tuple[SteeringRule, ...]: ...
     def rule(self, port: VmPort) -> SteeringRule | None:

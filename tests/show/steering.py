@@ -1,6 +1,6 @@
 """What steering must show, run for real: a line an item with figure, limit and baseline, non-zero if one falls short.
 
-make show-steering                       # all of it, about 6 minutes
+make show-steering                       # all of it, about half an hour: two parts are in an emulated guest
 make show-steering PARTS="turns traffic" # some of it
 
 Needs root. Packets go through veth pairs in namespaces of the run's own; the X710 is a model of its drivers' answers.
@@ -102,7 +102,7 @@ def commands() -> Iterator[Item]:
 
 
 def sriov() -> Iterator[Item]:
-    """An upgrade between two VFs of an emulated NIC, DPDK on each."""
+    """Two VFs of an emulated NIC: their attributes, DPDK on each."""
     yield from sriov_guest.items()
 
 

@@ -1,4 +1,4 @@
-"""An upgrade between two VFs of an SR-IOV NIC that QEMU emulates (igb), each on vfio-pci, in a guest with a virtual IOMMU.
+"""Two VFs of an SR-IOV NIC that QEMU emulates (igb), each on vfio-pci with DPDK, in a guest with a virtual IOMMU.
 
     build/venv/bin/python -m tests.support.sriov_guest    # make check-sriov
 
@@ -83,7 +83,7 @@ def items() -> Iterator[Item]:
     found = re.findall(r"^item (\[.*\])\r?$", output, re.MULTILINE)
     yield from (Item(*json.loads(line)) for line in found)
     ended = re.search(r"guest-exit 0\b", output) is not None
-    what = f"an upgrade between two VFs of an igb, emulated by QEMU {version}, kernel {release} (not run on hardware)"
+    what = f"two VFs of an igb, emulated by QEMU {version}, kernel {release} (not run on hardware)"
     yield Item(what, "came to its end" if ended else f"broke off: {output[-1500:]}", "its end", ended and bool(found))
 
 

@@ -223,6 +223,13 @@ class TestOutOfTree:
         steering.failover("b")
         steering.fence("a")
         assert targets(steering) == [("b",)]
+        intel.set(ntuple=0)
+        device(intel).delete(LOCATION)
+        intel.set(ntuple=1)
+        device(intel).insert(rule(Flow.UDP4, 3, LOCATION, dst_port=53))  # a stranger's at our place
+        vfs = FakeVfs(intel)
+        x710(intel, vfs).fence("a")
+        assert vfs.fenced == set()
 
     def test_a_probe_shows_on_a_quiet_host_what_a_rule_does(self, intel: FakeNic) -> None:
         """Nothing flows but what another host is made to send: a rule without effect is found, and the old one back."""

@@ -155,15 +155,14 @@ class Ethtool:
         self._turn(slot, hurry=True)
 
     def fence(self, slot: SlotName) -> None:
-        """A driver may have no link state for VFs (igb has not); the packets go where they should all the same.
+        """The VF that the rule points to is never stopped.
 
-        The VF that the rule points to is never stopped.
+        Never raises: a driver may have no link state for VFs (igb has not), and packets go where they should all the same.
         """
-        ours = self._ours()
-        if ours is not None and slot in self._slots(ours):
-            return
         try:
-            self._vfs.fence(self._vf[slot])
+            ours = self._ours()
+            if ours is None or slot not in self._slots(ours):
+                self._vfs.fence(self._vf[slot])
         except HostError as error:
             log.warning("the dead switch's VF is not fenced", slot=slot, error=str(error))
 
