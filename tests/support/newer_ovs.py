@@ -18,7 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITE = "sid"
 PACKAGE = "openvswitch-switch-dpdk"
 #: What DPDK loads by itself where it is installed: the buses that OVS names to it, pools, and the driver of the lab's VFs.
-_PLUGINS = ("bus-auxiliary", "bus-cdx", "bus-fslmc", "bus-uacce", "bus-vdev", "bus-vmbus", "mempool-ring", "net-af-packet")
+_PLUGINS = (
+    "bus-auxiliary",
+    "bus-cdx",
+    "bus-fslmc",
+    "bus-uacce",
+    "bus-vdev",
+    "bus-vmbus",
+    "mempool-ring",
+    "net-af-packet",
+)
 _APT_S = 600.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
