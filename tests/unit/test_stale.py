@@ -12,7 +12,7 @@ from tests.support.runs import SimRun, disarm, settled
 from tests.unit.test_takeover import again, armed, carry_out, host, plan, posted
 from upgrader.adapters.journal import plan_to_json
 from upgrader.cli import render
-from upgrader.core.arming import STANDBY_STALE, stale, with_staleness
+from upgrader.core.arming import stale, with_staleness
 from upgrader.core.in_step import STALE
 from upgrader.core.journal import RunView
 from upgrader.core.lifecycle import RunState
@@ -172,7 +172,7 @@ def test_a_person_is_told_before_and_it_is_recorded(tmp_path: Path) -> None:
     found = Console(file=StringIO(), width=300)
     render.show_findings(found, made.findings)
     assert isinstance(found.file, StringIO)
-    assert STANDBY_STALE in found.file.getvalue()
+    assert "STANDBY_STALE" in found.file.getvalue()
     runner.begin(plan_to_json(plan(run, PlanKind.TAKEOVER)))  # by a client that did not ask
     runner.join(10)
     settled(run.world, "b")

@@ -12,8 +12,6 @@ from upgrader.core.model import HostFacts, PortBinding, SlotName, SteeringCapabi
 from upgrader.core.plan import Plan, PlanKind, PlannedStep, Policy, StepKind, plan_id, without_rings
 from upgrader.core.steering import choose
 
-STANDBY_STALE = "STANDBY_STALE"
-
 
 def arm(facts: HostFacts, capabilities: SteeringCapabilities, accept: tuple[str, ...], policy: Policy) -> Plan:
     """A standby in the other slot, on every VM, proved. One that an upgrade kept is taken as it is."""
@@ -143,7 +141,7 @@ def with_staleness(plan: Plan, why: str) -> Plan:
     if not why or stale(plan):
         return plan
     found = Finding(
-        STANDBY_STALE,
+        "STANDBY_STALE",
         Severity.WARNING,
         f"slot {plan.target}'s switch is not known to be what slot {plan.source}'s is: {why}",
         "upgrade status   (it says why); afterwards have controllers write once more what they wrote since",
@@ -153,7 +151,7 @@ def with_staleness(plan: Plan, why: str) -> Plan:
 
 def stale(plan: Plan) -> str:
     """In what words the plan of a takeover says that the standby is an old copy; empty where it is none."""
-    return next((f.what for f in plan.findings if f.code == STANDBY_STALE), "")
+    return next((f.what for f in plan.findings if f.code == "STANDBY_STALE"), "")
 
 
 def _reachable(port: VmPort, pid: int) -> bool:
