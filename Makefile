@@ -80,7 +80,7 @@ show-takeover: stack ## all that takeover must show so far; PARTS="simulated tes
 packages: venv ## .deb packages in build/packages, judged by lintian; REVISION=1
 	$(PY) -m upgrader.lab.packages --revision $(or $(REVISION),1)
 
-show-fleet: stack ## all that the fleet's tools must show; PARTS="modules fleet simulation install hosts packages guest checks" HOSTS=6
+show-fleet: stack ## all that the fleet's tools must show; PARTS="modules fleet simulation install hosts packages systemd guest checks" HOSTS=6
 	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built
