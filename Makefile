@@ -88,7 +88,7 @@ packages: venv ## .deb packages in build/packages, judged by lintian; REVISION=1
 show-versions: stack ## the original versions, built by hand; OLD_OVS=PREFIX OLD_QEMU=BINARY OLD_LIBVIRTD=PROGRAM PARTS="form pair crash mixed refused transcripts" TRIPS=50
 	$(PY) -m tests.show.versions $(PARTS)
 
-show-fleet: stack ## all that the fleet's tools must show; PARTS="modules fleet simulation install hosts packages guest checks" HOSTS=6
+show-fleet: stack ## all that the fleet's tools must show; PARTS="modules fleet simulation install hosts packages systemd guest checks" HOSTS=6
 	$(PY) -m tests.show.fleet $(PARTS)
 
 clean: ## remove what was built

@@ -4,7 +4,7 @@ make show-fleet                  # all of it
 make show-fleet PARTS="fleet"    # some of it
 
 Ansible, its playbooks, and the command, daemon and journal on each host are real. So are the hosts of the part `hosts`, which
-are labs, and of `guest`, which has packages and systemd; those of the other parts are simulated ones.
+are labs, and of `systemd` and `guest`, on which packages and units are run; those of the other parts are simulated ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.show.fleet_guest import guest
 from tests.show.fleet_hosts import hosts
+from tests.show.fleet_systemd import guest, systemd
 from tests.show.items import ROOT, Item, show, tested
 from tests.show.packages import packages
 from tests.support.collection import NAME, SOURCE, environment, lint, sanity
@@ -93,6 +93,7 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "install": install,
     "hosts": hosts,
     "packages": packages,
+    "systemd": systemd,
     "guest": guest,
     "checks": checks,
 }

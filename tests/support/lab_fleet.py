@@ -2,12 +2,14 @@
 
 Each host has its network namespaces, PF and VFs, libvirtd, run directory and guests by its lab (`upgrader.lab`), and here an
 sshd in the host's network namespace, with a mount namespace in which it sees its own lab and its own network namespaces
-only, and a host name of its own. They and the controller meet in one more namespace with a bridge.
+only, and a host name of its own. They and the controller meet in one more namespace with a bridge. `SimulatedLab` is a host
+of the same kind that has all of this but switches and guests.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from typing import Any
 from tests.support.collection import Fleet
 from tests.support.labs import lab_spec
 from upgrader.adapters import gate
+from upgrader.lab import guest, host
+from upgrader.lab.spec import LabSpec
 from upgrader.lab.up import Lab
 
 _NETWORK = "198.51.100"  # RFC 5737: for documentation
@@ -46,12 +50,39 @@ exec "$@"
 """
 
 
+class SimulatedLab:
+    """A host in a file (docs/config.md), where a lab would be."""
+
+    def __init__(self, spec: LabSpec) -> None:
+        self.spec = spec
+        self.config_path = spec.config_path
+
+    def up(self) -> bool:
+        """Its namespace, its folder, its configuration."""
+        self.spec.directory.mkdir(parents=True)
+        self.config_path.write_text(
+            f'[simulated]\nstate = "{self.spec.directory}/host"\nvms = {self.spec.vms}\neffect_s = 0\n'
+            "[policy]\nsoak_s = 0.1\ncanary_check_s = 0.1\nkeep_old = true\n"
+        )
+        gate.run(["ip", "netns", "add", self.spec.namespaces.host])
+        return True
+
+    def down(self) -> bool:
+        """All of it goes, whatever runs in it among it."""
+        host.end([*host.coordinators(self.spec), *host.lab_processes(self.spec)])
+        gate.run(["ip", "netns", "delete", self.spec.namespaces.host], check=False)
+        shutil.rmtree(self.spec.directory)
+        with suppress(OSError):
+            self.spec.directory.parent.rmdir()
+        return True
+
+
 class LabFleet:
     """`with LabFleet(folder, 6) as fleet`: hosts hv1 to hv6; all of it goes at the end."""
 
-    def __init__(self, folder: Path, hosts: int, *, vms: int = 2) -> None:
+    def __init__(self, folder: Path, hosts: int, *, kind: type[Lab] | type[SimulatedLab] = Lab) -> None:
         self.folder = folder
-        self.labs = {f"hv{n}": Lab(lab_spec(f"h{n}", vms=vms)) for n in range(1, hosts + 1)}
+        self.labs = {f"hv{n}": kind(lab_spec(f"h{n}", vms=2)) for n in range(1, hosts + 1)}
         self.netns = f"{lab_spec().name}-fleet"
         self.ansible = _Hosts(folder, {name: lab.config_path for name, lab in self.labs.items()})
         self._undo = ExitStack()
@@ -60,6 +91,8 @@ class LabFleet:
         try:
             self._keys()
             self._controller()
+            if any(isinstance(lab, Lab) for lab in self.labs.values()):
+                guest.build()  # once, not by each of those that come up together
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for _ in pool.map(self._up, self.labs):
                     pass
@@ -122,11 +155,11 @@ class LabFleet:
     def _reachable(self, number: int, name: str) -> None:
         """A link to the controller, and an sshd at its end."""
         lab = self.labs[name].spec
-        host, folder, address = lab.namespaces.host, lab.directory / "sshd", f"{_NETWORK}.{number}"
+        netns, folder, address = lab.namespaces.host, lab.directory / "sshd", f"{_NETWORK}.{number}"
         folder.mkdir()
-        link = f"link add {name} type veth peer name mgmt0 netns {host}\nlink set {name} master hosts up\n"
+        link = f"link add {name} type veth peer name mgmt0 netns {netns}\nlink set {name} master hosts up\n"
         gate.run(["ip", "-n", self.netns, "-batch", "-"], stdin=link)
-        gate.run(["ip", "-n", host, "-batch", "-"], stdin=f"addr add {address}/24 dev mgmt0\nlink set mgmt0 up\n")
+        gate.run(["ip", "-n", netns, "-batch", "-"], stdin=f"addr add {address}/24 dev mgmt0\nlink set mgmt0 up\n")
         path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
         (folder / "sshd.conf").write_text(
             f"ListenAddress {address}\nHostKey {self.folder}/server\nPidFile {folder}/sshd.pid\nStrictModes no\nUsePAM no\n"
@@ -136,7 +169,7 @@ class LabFleet:
         isolate = ["unshare", "--mount", "--uts", "--propagation", "private", "--", "sh", "-c", _ISOLATE, "sh"]
         daemon = ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd.conf")]
         argv = [*isolate, lab.name, str(lab.directory), name, *daemon]
-        process = gate.spawn(argv, netns=host, output=folder / "sshd.log")
+        process = gate.spawn(argv, netns=netns, output=folder / "sshd.log")
         self._undo.callback(process.wait)
         self._undo.callback(process.terminate)
         deadline = time.monotonic() + _START_S
