@@ -62,6 +62,9 @@ class SimDatabase:
         self._w.bound[target.name] = tuple({b.interface: b for b in both}.values())
         return Copied(bridges=tuple(b.name for b in self._w.switch.bridges))
 
+    def image(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Path | None:
+        return None
+
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         self._w.look(f"differences {source.name} {target.name}")
         return ()

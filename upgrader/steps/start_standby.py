@@ -26,8 +26,10 @@ class StartStandby:
         host, source, target = context.host, context.source, context.target
         host.processes.stop(target)
         host.resources.remove(target.db_file)  # of an earlier run: the new one has the schema of its version
-        host.processes.start_database(target)
-        host.database.sync(source, target, context.plan.bindings, applied=False)
+        image = host.database.image(source, target, context.plan.bindings)
+        host.processes.start_database(target, image)
+        if image is None:
+            host.database.sync(source, target, context.plan.bindings, applied=False)
         host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)
