@@ -103,7 +103,9 @@ def _bundle(slot: Slot, bridge: str, lines: Sequence[str], peer: Slot | None = N
 def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
     """Both sides, read at the same time."""
     with ThreadPoolExecutor(2) as readers:
-        old, new = readers.map(lambda pair: _state(target, *pair, bridge), ((source, target), (target, source)))
+        old, new = readers.map(
+            lambda pair: _state(target, pair[0], pair[1], bridge), ((source, target), (target, source))
+        )
     if hold:
         old = BridgeState(openflow.held(old.flows), old.groups, old.meters, old.tlv_map)
         new = BridgeState(openflow.held(new.flows), new.groups, new.meters, new.tlv_map)
