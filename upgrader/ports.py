@@ -110,6 +110,12 @@ class Database(Protocol):
         yet, without. Idempotent.
         """
 
+    def image(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Path | None:
+        """What `sync` would make of an empty database, as a file for the target's server to start from.
+
+        None for a server that takes rows with the UUIDs they have, which is what `sync` gives it.
+        """
+
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         """What `sync` would change, and ports whose OpenFlow numbers are not the same."""
 

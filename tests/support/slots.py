@@ -67,8 +67,10 @@ class SlotFactory:
     def start_standby(self, name: str, source: Slot) -> Slot:
         """A slot that stands by for another, as the step start-standby makes it."""
         slot = self.make(name)
-        SlotProcesses().start_database(slot)
-        Ovsdb().sync(source, slot, (), applied=False)
+        image = Ovsdb().image(source, slot, ())
+        SlotProcesses().start_database(slot, image)
+        if image is None:
+            Ovsdb().sync(source, slot, (), applied=False)
         SlotProcesses().start_switch(slot)
         return slot
 

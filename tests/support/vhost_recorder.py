@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -195,6 +195,8 @@ def _pass_on(name: str, switch: socket.socket, directory: Path, out: int) -> Non
     with socket.socket(socket.AF_UNIX) as qemu, selectors.DefaultSelector() as ready:
         while qemu.connect_ex(str(directory / f"{name}.qemu")) != 0:
             time.sleep(0.02)  # a switch that is hung up on comes again at once, and again
+        for pid in (os.getpid(), _peer(switch), _peer(qemu)):
+            _at_once(pid)
         ends: dict[socket.socket, tuple[Side, socket.socket]] = {qemu: ("qemu", switch), switch: ("switch", qemu)}
         for end in ends:
             ready.register(end, selectors.EVENT_READ)
@@ -216,6 +218,24 @@ def _pass_on(name: str, switch: socket.socket, directory: Path, out: int) -> Non
                 finally:
                     for fd in fds:
                         os.close(fd)
+
+
+def _peer(of: socket.socket) -> int:
+    """Pid of the process at the other end (SO_PEERCRED, unix(7))."""
+    credentials = struct.Struct("3i")
+    return int(credentials.unpack(of.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))[0])
+
+
+def _at_once(pid: int) -> None:
+    """Whatever of a process speaks runs as soon as it has something to say: QEMU waits 20 ms, also on a busy machine.
+
+    Not what computes: a guest's CPUs (made later, and so reset on fork) and PMDs.
+    """
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            if not (task / "comm").read_text().startswith(("CPU ", "pmd")):
+                policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+                os.sched_setscheduler(int(task.name), policy, os.sched_param(1))
 
 
 def _receive(source: socket.socket) -> tuple[bytes, list[int]]:

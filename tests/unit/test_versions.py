@@ -27,6 +27,12 @@ from upgrader.sim.facts import host_facts
         (Dpdk.LIVE_TABLE, "22.11.11", True),
         (Dpdk.REPLY_ACK, "17.11.10", False),
         (Dpdk.REPLY_ACK, "20.08.0", True),
+        (Ovs.ROW_UUIDS, "2.12.4", False),
+        (Ovs.ROW_UUIDS, "2.13.0", True),
+        (Ovs.OPENFLOW15, "2.11.9", False),
+        (Ovs.OPENFLOW15, "2.12.0", True),
+        (Ovs.TRACE_NAMES, "3.0.5", False),
+        (Ovs.TRACE_NAMES, "3.1.0", True),
         (Ovs.LOG_LEVELS, "2.9.0", False),
         (Ovs.LOG_LEVELS, "3.1.0", True),
         (Libvirt.PASS_FDS, "7.0.0", False),
@@ -93,6 +99,26 @@ def test_a_qemu_that_needs_answers_and_a_switch_that_hides_them() -> None:
     assert (finding.code, finding.severity) == ("ANSWERS_HIDDEN", Severity.BLOCKING)
     assert "slot a" in finding.what
     assert "vhost-iommu-support=true" in finding.remedy
+
+
+def of_ovs(version: str, controllers: tuple[str, ...] = ()) -> HostFacts:
+    """A sound host whose slot a has that Open vSwitch, led by these controllers."""
+    facts = host_facts()
+    first, second = facts.slots
+    assert first.switch is not None
+    bridges = tuple(replace(b, controllers=controllers) for b in first.switch.bridges)
+    old = replace(first, installed_version=version, switch=replace(first.switch, bridges=bridges))
+    return replace(facts, slots=(old, second))
+
+
+def test_a_switch_of_2_9_is_told_of() -> None:
+    assert found(of_ovs("2.9.0")) == [("ROWS_FIXED", Severity.WARNING)]
+    assert found(of_ovs("2.13.0")) == []
+
+
+def test_control_of_a_switch_of_2_9_cannot_move() -> None:
+    assert ("CONTROL_FIXED", Severity.BLOCKING) in found(of_ovs("2.9.0", ("tcp:192.0.2.1:6653",)))
+    assert "CONTROL_FIXED" not in {code for code, _ in found(of_ovs("2.13.0", ("tcp:192.0.2.1:6653",)))}
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from upgrader.core.finding import Finding, Severity, blocking, some
-from upgrader.core.model import HostFacts
-from upgrader.core.versions import Dpdk, Libvirt, Qemu, can
+from upgrader.core.model import HostFacts, SlotFacts
+from upgrader.core.versions import Dpdk, Libvirt, Ovs, Qemu, can
 
 
 def versions(facts: HostFacts) -> Iterator[Finding]:
@@ -24,6 +24,7 @@ def versions(facts: HostFacts) -> Iterator[Finding]:
             'newer libvirt, where it takes this QEMU; else user = "root" in /etc/libvirt/qemu.conf, and the VMs restarted',
         )
     for slot in facts.slots:
+        yield from _switch(slot)
         name, dpdk = slot.slot.name, slot.dpdk_version
         if can(Dpdk.RING_LOCK, dpdk) is False:
             yield blocking(
@@ -46,3 +47,25 @@ def versions(facts: HostFacts) -> Iterator[Finding]:
                 "ovs-vsctl set Open_vSwitch . other_config:vhost-iommu-support=true   (read when a switch starts: the one "
                 "that runs has to be restarted once)",
             )
+
+
+def _switch(slot: SlotFacts) -> Iterator[Finding]:
+    """Of the switch itself and its database server."""
+    name, ovs = slot.slot.name, slot.installed_version
+    if can(Ovs.ROW_UUIDS, ovs) is False:
+        switch = slot.switch
+        led = [*switch.managers, *(c for b in switch.bridges for c in b.controllers)] if switch else []
+        if led:
+            yield blocking(
+                "CONTROL_FIXED",
+                f"the database server of slot {name} (OVS {ovs}) takes no rows with the UUIDs they have elsewhere, so "
+                f"control by {some(led)} cannot be moved to and fro",
+                "take controllers and managers away for the time of the run, or install OVS 2.13 or later in that slot",
+            )
+        yield Finding(
+            "ROWS_FIXED",
+            Severity.WARNING,
+            f"the database server of slot {name} (OVS {ovs}) takes no rows with the UUIDs they have elsewhere: a port "
+            "that is added to the other slot during a run, or while this one is kept, cannot be copied, and the run stops",
+            "nothing, if no VM is started meanwhile; else install OVS 2.13 or later in that slot",
+        )

@@ -53,9 +53,16 @@ class Ovs(Enum):
     """What Open vSwitch can do.
 
     LOG_LEVELS  ``ovs-appctl dpdk/log-set``
+    ROW_UUIDS   ovsdb-server takes rows with UUIDs of their own (ovsdb-server(7), 5.2.1)
+    OPENFLOW15  bridges speak OpenFlow 1.5 without being told to. What was written by one version of the protocol reads
+                otherwise by another one (``load`` by 1.4 is ``set_field`` by 1.5)
+    TRACE_NAMES ``ofproto/trace --names``: outcomes of two switches, whose datapaths number ports otherwise, can be compared
     """
 
     LOG_LEVELS = Since((2, 14))
+    ROW_UUIDS = Since((2, 13))
+    OPENFLOW15 = Since((2, 12))
+    TRACE_NAMES = Since((3, 1))
 
 
 @unique

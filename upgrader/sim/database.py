@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from upgrader.core import proof
 from upgrader.core.control import Control
@@ -49,6 +50,10 @@ class SimDatabase:
         if changes:
             self._change(target, wanted, applied=applied)
         return Copied(changes=changes, bridges=tuple(sorted(b.name for b in wanted.switch.bridges)))
+
+    def image(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Path | None:
+        """None: rows can be written with UUIDs of their own here, as by every version but the oldest."""
+        return None
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         self._w.look(f"differences {source.name} {target.name}")

@@ -50,7 +50,7 @@ class SimHypervisor:
         if ours:
             self._w.chardevs.add((port.domain, chardev))
         self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
-        self._w.reconnect()
+        self._w.reconnect(port.domain)
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         self._w.call(f"drop {port.domain} {chardev}")

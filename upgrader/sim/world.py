@@ -117,6 +117,8 @@ class World:
     hung: dict[SlotName, Hang] = field(default_factory=dict, metadata=PASSING)
     waiting: Callable[[], None] = field(default=lambda: None, metadata=PASSING)
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
+    # by slot, the paths in a database that was looked into last, by the VM's socket
+    _paths: dict[SlotName, tuple[SwitchFacts, dict[str, Path]]] = field(default_factory=dict, metadata=PASSING)
 
     def call(self, name: str) -> None:
         """Record an effect, or let it fail before it has any."""
@@ -207,8 +209,12 @@ class World:
         """The path in that slot's database for the VM's port, None where it has none."""
         if name not in self.databases:
             return None
-        interfaces = self.databases[name].switch.vhost_interfaces()
-        return next((dialled(i) for i in interfaces if origin(i) == str(vm.socket)), None)
+        switch = self.databases[name].switch
+        known = self._paths.get(name)
+        if known is None or known[0] is not switch:
+            known = switch, {origin(i): dialled(i) for i in switch.vhost_interfaces()}
+            self._paths[name] = known
+        return known[1].get(str(vm.socket))
 
     def dials(self, name: SlotName, vm: VmInterface) -> Path | None:
         """The socket that slot's switch connects to for the VM, None where it does not run."""
@@ -231,9 +237,9 @@ class World:
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
 
-    def reconnect(self) -> None:
+    def reconnect(self, domain: str | None = None) -> None:
         """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
-        for vm in list(self.vms.values()):
+        for vm in [self.vms[domain]] if domain else list(self.vms.values()):
             own = vm.ownership
             if own is None:
                 continue

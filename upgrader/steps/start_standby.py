@@ -33,8 +33,10 @@ class StartStandby:
         for binding in context.plan.bindings:
             if binding.socket != binding.origin:
                 host.resources.remove(binding.socket)  # may lead to libvirt's, if that one was in charge
-        host.processes.start_database(target)
-        host.database.sync(source, target, context.plan.bindings, applied=False)
+        image = host.database.image(source, target, context.plan.bindings)
+        host.processes.start_database(target, image)
+        if image is None:
+            host.database.sync(source, target, context.plan.bindings, applied=False)
         host.steering.prepare(target.name)  # before its switch opens the VF: it may reset it
         pid = host.processes.start_switch(target, host.ready_timeout_s)
         facts = host.database.read(target)

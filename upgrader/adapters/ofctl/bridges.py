@@ -73,55 +73,57 @@ def _sync(source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool) 
         new = _forget_tlvs(target, bridge, new, stale)
         changed["tlv delete"] = len(stale)
     if added := openflow.stale_tlvs(new.tlv_map, old.tlv_map):
-        ofctl(target, target, bridge, "add-tlv-map", ",".join(added))
+        ofctl(target, target, bridge, "add-tlv-map", ",".join(added), peer=source)
         changed["tlv add"] = len(added)
     differ = openflow.numbered(old.meters), openflow.numbered(new.meters)
     for number in [n for n, m in differ[0].items() if differ[1].get(n) != m]:
         verb = "mod-meter" if number in differ[1] else "add-meter"
-        ofctl(target, target, bridge, verb, differ[0][number])
+        ofctl(target, target, bridge, verb, differ[0][number], peer=source)
         changed["meter set"] = changed.get("meter set", 0) + 1
     if lines := openflow.bundle(old, new, moving=moving):
-        _bundle(target, bridge, lines)
+        _bundle(target, bridge, lines, source)
         changed |= openflow.summary(lines)
     for number in differ[1].keys() - differ[0].keys():  # the flows that used it are gone by now
-        ofctl(target, target, bridge, "del-meter", number)
+        ofctl(target, target, bridge, "del-meter", number, peer=source)
         changed["meter delete"] = changed.get("meter delete", 0) + 1
     return changed
 
 
-def _bundle(slot: Slot, bridge: str, lines: Sequence[str]) -> None:
+def _bundle(slot: Slot, bridge: str, lines: Sequence[str], peer: Slot | None = None) -> None:
     """In one transaction; in order and one by one where the bridge speaks nothing newer than OpenFlow 1.2."""
     try:
-        ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n")
+        ofctl(slot, slot, bridge, "bundle", "-", stdin="\n".join(lines) + "\n", peer=peer)
     except CommandError as error:
         if not speaks_none_of(error):
             raise
         for command, part in openflow.one_by_one(lines):
-            ofctl(slot, slot, bridge, command, "-", stdin=part)
+            ofctl(slot, slot, bridge, command, "-", stdin=part, peer=peer)
 
 
 def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
     """Both sides, read at the same time."""
     with ThreadPoolExecutor(2) as readers:
-        old, new = readers.map(lambda slot: _state(target, slot, bridge), (source, target))
+        old, new = readers.map(
+            lambda pair: _state(target, pair[0], pair[1], bridge), ((source, target), (target, source))
+        )
     if hold:
         old = BridgeState(openflow.held(old.flows), old.groups, old.meters, old.tlv_map)
         new = BridgeState(openflow.held(new.flows), new.groups, new.meters, new.tlv_map)
     return old, new
 
 
-def _state(reader: Slot, slot: Slot, bridge: str) -> BridgeState:
+def _state(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> BridgeState:
     return BridgeState(
-        flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS)),
-        groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups")),
-        meters=_meters(reader, slot, bridge),
-        tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map")),
+        flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS, peer=peer)),
+        groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups", peer=peer)),
+        meters=_meters(reader, slot, peer, bridge),
+        tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map", peer=peer)),
     )
 
 
-def _meters(reader: Slot, slot: Slot, bridge: str) -> tuple[str, ...]:
+def _meters(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> tuple[str, ...]:
     try:
-        return openflow.meters(ofctl(reader, slot, bridge, "dump-meters"))
+        return openflow.meters(ofctl(reader, slot, bridge, "dump-meters", peer=peer))
     except CommandError as error:
         if speaks_none_of(error):
             return ()  # before OpenFlow 1.3 there were none

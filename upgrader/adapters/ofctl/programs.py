@@ -8,17 +8,32 @@ import socket
 from upgrader.adapters import gate
 from upgrader.core.errors import CommandError
 from upgrader.core.model import Slot
+from upgrader.core.versions import Ovs, can
 
 # ovs-ofctl negotiates the highest version that the bridge allows
-_VERSIONS = "OpenFlow10,OpenFlow11,OpenFlow12,OpenFlow13,OpenFlow14,OpenFlow15"
+_VERSIONS = "OpenFlow10,OpenFlow11,OpenFlow12,OpenFlow13,OpenFlow14"
 _TIMEOUT_S = 60.0
 _APPCTL_S = 10
 _CHUNK = 1 << 16
 
 
-def ofctl(reader: Slot, slot: Slot, bridge: str, command: str, *arguments: str, stdin: str | None = None) -> str:
-    """One ovs-ofctl command on a bridge of `slot`, by the program of `reader`: both sides are read by the same one."""
-    argv = [str(reader.prefix / "bin/ovs-ofctl"), "-O", _VERSIONS, "--no-names", *command.split()]
+def ofctl(
+    reader: Slot,
+    slot: Slot,
+    bridge: str,
+    command: str,
+    *arguments: str,
+    stdin: str | None = None,
+    peer: Slot | None = None,
+) -> str:
+    """One ovs-ofctl command on a bridge of `slot`, by the program of `reader`: both sides are read by the same one.
+
+    Where there is a `peer`, no version of OpenFlow is spoken that its switch would not speak.
+    """
+    both = (slot, peer) if peer else ()
+    old = any(can(Ovs.OPENFLOW15, asked(it, "version")) is False for it in both)
+    versions = _VERSIONS if old else f"{_VERSIONS},OpenFlow15"
+    argv = [str(reader.prefix / "bin/ovs-ofctl"), "-O", versions, "--no-names", *command.split()]
     return gate.run([*argv, f"unix:{slot.rundir}/{bridge}.mgmt", *arguments], stdin=stdin, timeout_s=_TIMEOUT_S).stdout
 
 

@@ -6,10 +6,16 @@ from upgrader.adapters.ofctl.programs import appctl, asked
 from upgrader.core import learned
 from upgrader.core.model import Slot
 from upgrader.core.proof import Difference
+from upgrader.core.versions import Ovs, can
 
 
 def compare(source: Slot, target: Slot, limit: int) -> tuple[int, tuple[Difference, ...]]:
-    """Trace the source's busiest megaflows in both; how many were traced, and those with another outcome."""
+    """Trace the source's busiest megaflows in both; how many were traced, and those with another outcome.
+
+    None where one of the two names no ports in a trace: a datapath's numbers mean nothing in another one.
+    """
+    if any(can(Ovs.TRACE_NAMES, asked(slot, "version")) is False for slot in (source, target)):
+        return 0, ()
     traced, found = 0, []
     for datapath in appctl(source, "dpctl/dump-dps").split():
         name = datapath.partition("@")[2]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 import structlog
 
@@ -12,10 +14,12 @@ from upgrader.adapters.ovsdb import base, idl
 from upgrader.adapters.ovsdb.session import Session, Sessions
 from upgrader.core import control, merge, replica
 from upgrader.core.control import Control
+from upgrader.core.database_file import database_file
 from upgrader.core.errors import CommandError, HostError
 from upgrader.core.model import PortBinding, Slot, SwitchFacts
 from upgrader.core.proof import Difference
 from upgrader.core.replica import ROOT, Copied, Edit, Tables
+from upgrader.core.versions import Ovs, can
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +45,22 @@ class Ovsdb:
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         with self._sessions.session(source) as old, self._sessions.session(target) as new:
             return _sync(old, new, bindings, applied=applied)
+
+    def image(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> Path | None:
+        server = gate.run([str(target.prefix / "sbin/ovsdb-server"), "--version"]).stdout
+        if can(Ovs.ROW_UUIDS, server) is not False:
+            return None
+        schema = json.loads((target.prefix / "share/openvswitch/vswitch.ovsschema").read_text())
+        columns = {table: frozenset(described["columns"]) for table, described in schema["tables"].items()}
+        with self._sessions.session(source) as old:
+            standby = replica.standby(old.tables, {}, target, bindings)
+            rows, _ = replica.fit(control.parked(old.tables, standby), columns)
+            content = database_file(schema, rows, max(1, _next_cfg(old.tables)))
+        base.forget(target)
+        target.rundir.mkdir(parents=True, exist_ok=True)
+        path = target.db_file.with_suffix(".image")
+        path.write_bytes(content)
+        return path
 
     def differences(self, source: Slot, target: Slot, bindings: Sequence[PortBinding]) -> tuple[Difference, ...]:
         # a proof goes by the databases themselves, not by what earlier rounds have kept of them
