@@ -149,6 +149,8 @@ class SimHypervisor:
             self._w.chardevs.add((port.domain, chardev))
         if now.standby and now.standby.chardev != chardev:
             raise refused("another standby is attached")
+        if now.owner == chardev:
+            raise refused(f"Chardev '{chardev}' is busy")
         self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
         self._w.reconnect()
 

@@ -49,6 +49,7 @@ class World:
     trouble: list[str] = field(default_factory=list)
     fails_over: bool = field(default=True, metadata=PASSING)  # QEMU brings rings over by itself
     watchable: bool = field(default=False, metadata=PASSING)  # a thread may wait for a switch to die
+    waiting: set[tuple[SlotName, str]] = field(default_factory=set, metadata=PASSING)  # in line at a VM that is served
     databases_down: set[SlotName] = field(default_factory=set, metadata=PASSING)  # whose switch lives
     stopped: set[SlotName] = field(default_factory=set, metadata=PASSING)  # switches that were sent SIGSTOP
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
@@ -104,6 +105,7 @@ class World:
         pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm) == vm.socket), None)
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
+        self.reconnect()
 
     def reconnect(self) -> None:
         """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
@@ -111,19 +113,27 @@ class World:
             own = vm.ownership
             if own is None:
                 continue
-            name = next((n for n in self.pids if self.dials(n, vm) == vm.socket), None)
+            dials = [n for n in self.pids if (n, vm.domain) in self.waiting or self.dials(n, vm) == vm.socket]
+            name = dials[0] if dials else None
             if own.owner_pid is None and own.owner == vm.chardev and name is not None:
                 own = replace(own, owner_connected=True, owner_pid=self.pids[name])
             waits = own.standby
             peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
-            if waits and peer and self.dials(peer, vm) == self.behind(vm, waits.chardev):
+            free = peer is not None and (peer, vm.domain) not in self.waiting
+            if waits and peer and free and self.dials(peer, vm) == self.behind(vm, waits.chardev):
                 pid = self.pids[peer]
                 own = replace(own, standby=Standby(waits.chardev, True, True, None, pid, pid))
             self.vms[vm.domain] = replace(vm, ownership=own)
+            # libvirt's socket takes one peer; the next one's connect(2) succeeds, and waits until that has gone
+            inside = {own.owner_pid, own.standby.pid if own.standby else None}
+            taken = own.owner == vm.chardev and own.owner_pid is not None
+            self.waiting |= {(n, vm.domain) for n in dials if taken and self.pids[n] not in inside}
+            self.waiting -= {(n, vm.domain) for n in dials if self.pids[n] in inside}
 
     def end(self, domain: str) -> None:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
         vm = self.vms.pop(domain)
+        self.waiting = {(n, d) for n, d in self.waiting if d != domain}
         self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
         for bound in self.bound.values():
             self.listeners -= {b.listener for b in bound if b.origin == vm.socket}
@@ -137,6 +147,7 @@ class World:
     def die(self, name: SlotName) -> None:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
+        self.waiting = {(n, d) for n, d in self.waiting if n != name}
         for domain, vm in self.vms.items():
             o = vm.ownership
             if o is None or pid is None:

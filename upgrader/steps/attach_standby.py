@@ -50,7 +50,13 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     if now.standby and now.standby.chardev != chardev:
         host.hypervisor.drop_connection(port, now.standby.chardev)
     if chardev == port.chardev:
-        host.hypervisor.attach_standby(port, chardev, None, peer)
+        try:
+            host.hypervisor.attach_standby(port, chardev, None, peer)
+        except HostError:
+            after = host.hypervisor.ownership(port)
+            if after is not None and after.owner != chardev:
+                raise
+            return {"later": f"{port.label} was restarted at that moment"}
         if binding.fresh:  # QEMU knows whom to expect by now
             host.resources.redirect(binding.socket, binding.origin)
         return {"chardev": chardev}
