@@ -624,19 +624,29 @@ def test_a_vm_that_is_restarted_in_the_middle_comes_to_the_old_switch_whichever_
         assert run.begin().forward().state is RunState.DONE
         run.setup = replace(run.setup, policy=KEPT)
         at = len(run.world.calls) + number
-        hit = []
+        hit: list[str] = []
 
-        def restart(name: str, count: int, run: SimRun = run, at: int = at, hit: list[int] = hit) -> None:
+        def restart(name: str, count: int, run: SimRun = run, at: int = at, hit: list[str] = hit) -> None:
             if count == at:
                 run.world.restart("vm1")
-                hit.append(count)
+                hit.append(name)
 
         run.world.fault = restart
         view = run.begin().forward()
+        # in the second in which the new switch dials libvirt's socket to stand by, both do: docs/adr/0002
+        both = hit == ["redirect vhu1"]
+        if both and view.state is RunState.RESTORED and view.reason == "STANDBY_NOT_READY":
+            settled(run.world, "b")
+            continue
         assert view.state is RunState.DONE, (number, report(view))
         settled(run.world, "a", kept=True)
         if back:
-            assert run.rollback().back().state is RunState.RESTORED, number
+            view = run.rollback().back()
+            if both and view.state is RunState.OPERATOR_NEEDED and view.error:
+                assert view.error["code"] == "STANDBY_NOT_READY"
+                served(run.world)
+                continue
+            assert view.state is RunState.RESTORED, number
             settled(run.world, "b")
         if not hit:
             break

@@ -27,7 +27,7 @@ from upgrader.steps import Context, replication
 from upgrader.steps.attach_standby import attach
 from upgrader.steps.base import Freshness
 from upgrader.steps.catch_up import bring_late
-from upgrader.steps.sockets import give_sockets, keep_away, reverse
+from upgrader.steps.sockets import keep_away, reverse
 from upgrader.steps.take_over import take_over
 
 log = structlog.get_logger(__name__)
@@ -359,7 +359,6 @@ def _bring_strays(context: Context) -> None:
     """VMs that were restarted and found the standby first, which dials the same socket: back to the active."""
     if context.served_by(context.target):
         bring_late(replace(reverse(context), freshness=Freshness()))
-        give_sockets(context, context.target, context.source)
 
 
 def _ports(context: Context) -> tuple[tuple[VmPort, ...], tuple[PortBinding, ...]]:

@@ -116,6 +116,7 @@ class World:
     # switches that live and do not work, and how; while somebody waits for one, `waiting` is called
     hung: dict[SlotName, Hang] = field(default_factory=dict, metadata=PASSING)
     waiting: Callable[[], None] = field(default=lambda: None, metadata=PASSING)
+    in_line: set[tuple[SlotName, str]] = field(default_factory=set, metadata=PASSING)  # at a VM that is served
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
     # by slot, the paths in a database that was looked into last, by the VM's socket
     _paths: dict[SlotName, tuple[SwitchFacts, dict[str, Path]]] = field(default_factory=dict, metadata=PASSING)
@@ -236,6 +237,7 @@ class World:
         pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm) == vm.socket), None)
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
         self.vms[vm.domain] = replace(vm, ownership=new)
+        self.reconnect(vm.domain)
 
     def reconnect(self, domain: str | None = None) -> None:
         """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
@@ -243,21 +245,29 @@ class World:
             own = vm.ownership
             if own is None:
                 continue
-            name = next((n for n in self.pids if self.dials(n, vm) == vm.socket), None)
+            dials = [n for n in self.pids if (n, vm.domain) in self.in_line or self.dials(n, vm) == vm.socket]
+            name = dials[0] if dials else None
             if own.owner_pid is None and own.owner == vm.chardev and name is not None:
                 own = replace(own, owner_connected=True, owner_pid=self.pids[name])
             waits = own.standby
             peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
-            if waits and peer and self.dials(peer, vm) == self.behind(vm, waits.chardev):
+            free = peer is not None and (peer, vm.domain) not in self.in_line
+            if waits and peer and free and self.dials(peer, vm) == self.behind(vm, waits.chardev):
                 pid = self.pids[peer]
                 own = replace(own, standby=Standby(waits.chardev, True, True, None, pid, pid))
                 if own.owner_pid is None:
                     own = taken_over(own)
             self.vms[vm.domain] = replace(vm, ownership=own)
+            # libvirt's socket takes one peer; the next one's connect(2) succeeds, and waits until that has gone
+            inside = {own.owner_pid, own.standby.pid if own.standby else None}
+            taken = own.owner == vm.chardev and own.owner_pid is not None
+            self.in_line |= {(n, vm.domain) for n in dials if taken and self.pids[n] not in inside}
+            self.in_line -= {(n, vm.domain) for n in dials if self.pids[n] in inside}
 
     def end(self, domain: str) -> None:
         """A VM ends: its QEMU unlinks the sockets it was bound to."""
         vm = self.vms.pop(domain)
+        self.in_line = {(n, d) for n, d in self.in_line if d != domain}
         self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
         for database in self.databases.values():
             paths = {dialled(i) for i in database.switch.vhost_interfaces() if origin(i) == str(vm.socket)}
@@ -273,6 +283,7 @@ class World:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
         self.hung.pop(name, None)
+        self.in_line = {(n, d) for n, d in self.in_line if n != name}
         for domain, vm in self.vms.items():
             o = vm.ownership
             if o is None or pid is None:

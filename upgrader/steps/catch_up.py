@@ -12,7 +12,7 @@ from upgrader.steps.attach_standby import attach, await_ready, detach
 from upgrader.steps.base import Context, Data
 from upgrader.steps.move_vm import bring_back, hand_on, require_progress, require_ready
 from upgrader.steps.replication import keep_up, sides
-from upgrader.steps.sockets import known_ports
+from upgrader.steps.sockets import give_sockets, known_ports
 
 _ROUNDS = 20  # VMs may go on coming; each round takes those that are there
 _SETTLE_S = 2.0
@@ -74,6 +74,8 @@ def bring_late(context: Context) -> list[dict[str, object]]:
     came = catch_up(context)
     if came:
         context.host.steering.close_window(context.target.name)
+        if context.host.well_known.current() == context.target.name:
+            give_sockets(context, context.source, context.target)
     return [asdict(move) for move in came]
 
 

@@ -49,21 +49,36 @@ def give_sockets(context: Context, old: Slot, new: Slot) -> None:
     """From its next connection on `new` dials libvirt's sockets, and `old` does not. Idempotent.
 
     Where `old` cannot be kept from it, `new` keeps to its own: a VM that is restarted comes to `old` for certain, and can
-    be brought after the others; with both at one socket, whoever is second could not stand by.
+    be brought after the others; with both at one socket, whoever is second could not stand by. Nor is `new` led to a socket
+    where `old` serves a VM and it does not stand by: it would wait in line there, and not hear of another one.
     """
     theirs, lives = _ways(context, old), context.pid(old) is not None
+    for way in theirs.values():  # first: never both at one socket
+        if way.ours:
+            context.host.resources.redirect(way.dialled, listener(way.dialled))
+    engaged = _engaged(context, new)
     for name, way in _ways(context, new).items():
         other = theirs.get(name)
         if way.ours:
-            taken = lives and other is not None and not other.ours
+            taken = way.origin in engaged or (lives and other is not None and not other.ours)
             context.host.resources.redirect(way.dialled, listener(way.dialled) if taken else way.origin)
-        if other is not None and other.ours:
-            context.host.resources.redirect(other.dialled, listener(other.dialled))
 
 
 def reverse(context: Context) -> Context:
     """The same host for what is done the other way round."""
     return replace(context, source=context.target, target=context.source)
+
+
+def _engaged(context: Context, slot: Slot) -> set[Path]:
+    """Of libvirt's sockets, those over which another switch serves a VM that this one is not connected to."""
+    found = set()
+    for vm in context.host.hypervisor.vm_interfaces():
+        now = vm.ownership
+        if now is None or now.owner != vm.chardev or not now.owner_connected:
+            continue
+        if context.pid(slot) not in (now.owner_pid, now.standby.pid if now.standby else None):
+            found.add(vm.socket)
+    return found
 
 
 def _ways(context: Context, slot: Slot) -> dict[str, _Way]:
