@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_replicate import differences, fill
+from tests.integration.test_replicate import fill
 from tests.support.lab_host import LabHost, reachable, report, upgrade
 from tests.support.labs import lab_spec
 from tests.support.newer_ovs import newer_ovs
@@ -49,17 +49,17 @@ def test_every_class_is_replicated_proved_and_followed_back(
         context = context_of(tmp_path, *(replace(s, uplink="br-int") for s in (a, b)))
         done = carry_out(context, StepKind.REPLICATE)
         assert carry_out(context, StepKind.PROVE)["rounds"] == 1
-        assert differences(a, b) == []
+        assert replication.differences(context, context.source, context.target) == ()
         assert vsctl(a, "get", "bridge", "br-int", "_uuid") == vsctl(b, "get", "bridge", "br-int", "_uuid")
         ofctl(b, "del-flows", "br-int", "table=1,dl_dst=52:54:00:00:00:01")
-        assert [d.kind for d in differences(a, b)] == ["flow"]
+        assert [d.kind for d in replication.differences(context, context.source, context.target)] == ["flow"]
         carry_out(context, StepKind.REPLICATE)
         carry_out(context, StepKind.MOVE_CONTROL)
         assert Ovsdb().in_control(b)
         vsctl(b, "set", "port", "p2", "tag=9")
         ofctl(b, "add-flow", "br-int", "table=9,priority=9 actions=drop")
-        replication.follow(context, b, a)
-        assert replication.differences(context, b, a) == ()
+        replication.follow(context, context.target, context.source)
+        assert replication.differences(context, context.target, context.source) == ()
         undo(context, StepKind.MOVE_CONTROL)
         assert Ovsdb().in_control(a)
         versions = [SlotProcesses().running_version(s) for s in (a, b)]
