@@ -74,7 +74,7 @@ check-flower: venv ## steering by tc flower, in a guest whose kernel has it (dow
 show-steering: venv ## all that steering must show; PARTS="contract runs flower encoding model turns traffic claims"
 	$(PY) -m tests.show.steering $(PARTS)
 
-show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
+show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths upgrades big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
 
 show-fleet: venv ## what there is of the fleet's tools; PARTS="modules fleet simulation install checks"
