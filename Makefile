@@ -79,7 +79,7 @@ check-sriov: stack ## DPDK on two VFs of a NIC that QEMU emulates, in a guest (d
 show-steering: stack ## all that steering must show; PARTS="contract runs flower encoding model commands turns traffic sriov claims"
 	$(PY) -m tests.show.steering $(PARTS)
 
-show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
+show-takeover: stack ## all that takeover must show so far; PARTS="simulated tests kills deaths upgrades big daemon alarms cost" KILLS=20 DEATHS=10 VMS=4
 	$(PY) -m tests.show.takeover $(PARTS)
 
 packages: venv ## .deb packages in build/packages, judged by lintian; REVISION=1
