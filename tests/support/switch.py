@@ -131,6 +131,11 @@ class Switch:
         """Return a column of an interface."""
         return self.vsctl("get", "interface", name, column).strip()
 
+    def received(self, name: str) -> int:
+        """Packets that a port has taken so far; in the database they are some seconds old."""
+        shown = self._tool("ovs-ofctl", "dump-ports", f"unix:{self.directory}/br0.mgmt", name)
+        return int(shown.partition("rx pkts=")[2].partition(",")[0])
+
     def log(self) -> str:
         """Return what the switch has logged so far."""
         return (self.directory / "ovs-vswitchd.log").read_text()

@@ -38,10 +38,15 @@ min_workers = 16
 """
 
 # Runs in a mount namespace of its own, which ends with libvirtd. /run is replaced as a whole: there a libvirtd finds
-# its twin's pid file, systemd and D-Bus. Guests are emulated, and libvirt must not see a usable /dev/kvm: for a QEMU built
-# without KVM it would take its list of the QEMU's abilities for outdated each time and ask anew, seconds a guest. $1 is the root of all labs, $2 this lab's libvirt folder.
+# its twin's pid file, systemd and D-Bus. Slots' hugepages go: libvirt wants every mount of them to be in reach.
+# Guests are emulated, and libvirt must not see a usable /dev/kvm: for a QEMU built without KVM it would take its list of
+# the QEMU's abilities for outdated each time and ask anew, seconds a guest. $1 is the root of all labs, $2 this lab's
+# libvirt folder.
 _MOUNTS: Final = """\
 set -e
+for huge in "$1"/*/huge-?; do
+  ! mountpoint -q "$huge" || umount "$huge"
+done
 mount -t tmpfs -o mode=0755 lab-run "$2/run-root"
 mkdir "$2/run-root/libvirt" "$2/run-root/hugepages" "$2/run-root/${1##*/}"
 mount --bind "$2/run" "$2/run-root/libvirt"
