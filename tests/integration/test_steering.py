@@ -402,19 +402,6 @@ def test_answers_go_to_a_vf_that_was_made_anew_once_it_is_prepared(nic: Nic) -> 
     assert arrivals(nic, arp(2)) == {"a", "b"}
 
 
-def test_a_filter_behind_the_copies_gets_the_answers_as_well(nic: Nic) -> None:
-    steering = software(nic)
-    steering.steady("a")
-    other = (
-        "filter add dev pf0 parent ffff: protocol arp prio 60 u32 match u32 0 0 action mirred egress mirror dev vf2r"
-    )
-    nic.tc(*other.split())
-    before = steering.arrived()
-    arrivals(nic, arp(2))
-    now = steering.arrived()
-    assert (now["a"] - before["a"], now["b"] - before["b"]) == (1, 2)
-
-
 def test_packets_in_ipv6_arrive_where_the_rules_say(nic: Nic) -> None:
     steering = software(nic, Underlay.IPV6)
     moved, stays = vm_port(1), vm_port(2)
