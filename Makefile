@@ -73,7 +73,7 @@ show-replication: stack ## all that replication must show; PARTS="equal corpus f
 check-flower: venv ## steering by tc flower, in a guest whose kernel has it (downloads 70 MB once)
 	$(PY) -m tests.support.nic_guest
 
-check-sriov: stack ## DPDK on two VFs of a NIC that QEMU emulates, in a guest (downloads 100 MB once)
+check-sriov: stack ## two VFs of a NIC that QEMU emulates, DPDK on one, in a guest (downloads 100 MB once)
 	$(PY) -m tests.support.sriov_guest
 
 show-steering: stack ## all that steering must show; PARTS="contract runs flower encoding model commands turns traffic sriov claims"

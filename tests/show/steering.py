@@ -102,7 +102,7 @@ def commands() -> Iterator[Item]:
 
 
 def sriov() -> Iterator[Item]:
-    """Two VFs of an emulated NIC: their attributes, DPDK on each."""
+    """Two VFs of an emulated NIC: their attributes, and DPDK on one."""
     yield from sriov_guest.items()
 
 
@@ -125,7 +125,7 @@ def traffic() -> Iterator[Item]:
     with tempfile.TemporaryDirectory(prefix="show-") as name:
         folder = Path(name)
         generator = steer_bench.build_generator(folder)
-        one = steer_bench.one_vm_turned(generator, TURNS, 14)
+        one = steer_bench.one_vm_turned(generator, TURNS, 20)
         yield _lossless(f"{TURNS} turns of one VM at {RATE_PPS} pps", one, TURNS)
         dual = steer_bench.one_vm_handed_over(generator, 400, 4)
         figure = f"lost {dual.lost} of {dual.sent}; {dual.duplicated} went to both VFs, as meant"

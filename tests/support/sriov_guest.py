@@ -1,4 +1,4 @@
-"""Two VFs of an SR-IOV NIC that QEMU emulates (igb), each on vfio-pci with DPDK, in a guest with a virtual IOMMU.
+"""Two VFs of an SR-IOV NIC that QEMU emulates (igb), each on vfio-pci, DPDK on one, in a guest with a virtual IOMMU.
 
     build/venv/bin/python -m tests.support.sriov_guest    # make check-sriov
 
