@@ -134,7 +134,8 @@ class Switch:
     def received(self, name: str) -> int:
         """Packets that a port has taken so far; in the database they are some seconds old."""
         shown = self._tool("ovs-ofctl", "dump-ports", f"unix:{self.directory}/br0.mgmt", name)
-        return int(shown.partition("rx pkts=")[2].partition(",")[0])
+        count = shown.partition("rx pkts=")[2].partition(",")[0]
+        return 0 if count == "?" else int(count)  # "?": it has no device yet, and nothing was counted
 
     def log(self) -> str:
         """Return what the switch has logged so far."""

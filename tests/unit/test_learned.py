@@ -64,6 +64,16 @@ def test_routes_over_the_switch_count() -> None:
     assert len(learned.route_differences(routes[:2], routes)) == 1, "one too much leads a tunnel elsewhere"
 
 
+def test_a_mark_that_one_switch_never_makes_is_no_difference() -> None:
+    marked = learned.routes("Cached: 10.9.0.1/32 dev br-phy SRC 10.9.0.1 local\n", ["br-phy"])
+    bare = learned.routes("Cached: 10.9.0.1/32 dev br-phy SRC 10.9.0.1\n", ["br-phy"])
+    other = learned.routes("Cached: 10.9.0.1/32 dev br-phy SRC 10.9.0.9\n", ["br-phy"])
+    assert learned.route_differences(*learned.as_both_tell(bare, marked)) == ()
+    assert learned.route_differences(*learned.as_both_tell(marked, bare)) == ()
+    assert len(learned.route_differences(*learned.as_both_tell(other, marked))) == 1
+    assert learned.as_both_tell(marked, marked) == (marked, marked)
+
+
 def test_learned_addresses_are_compared_by_vlan() -> None:
     known = learned.addresses(FDB)
     assert known == {Address(0, "52:54:00:00:00:01", "1"), Address(7, "52:54:00:00:00:02", "LOCAL")}

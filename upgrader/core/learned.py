@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from upgrader.core.proof import Difference, compare
 
@@ -32,6 +32,14 @@ class Route:
     def gateway(self) -> str | None:
         found = re.search(r"\bGW (\S+)", self.rest)
         return found[1] if found else None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the switch says that it leads to the host itself."""
+        return self.rest.split()[-1:] == ["local"]
+
+    def unmarked(self) -> Route:
+        return replace(self, rest=self.rest.removesuffix("local").strip()) if self.marked else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,13 @@ def routes(shown: str, netdevs: Collection[str]) -> tuple[Route, ...]:
     """
     found = [Route(k == "User", p, m or None, d, rest.strip()) for k, p, m, d, rest in _ROUTE.findall(shown)]
     return tuple(r for r in found if r.netdev in netdevs and not r.prefix.startswith("fe80:"))
+
+
+def as_both_tell(old: tuple[Route, ...], new: tuple[Route, ...]) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
+    """Two switches' routes less what one of them never says: OVS 2.9 does not mark those to the host itself."""
+    if any(r.marked for r in old) == any(r.marked for r in new):
+        return old, new
+    return tuple(r.unmarked() for r in old), tuple(r.unmarked() for r in new)
 
 
 def addresses(shown: str) -> frozenset[Address]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from upgrader.lab import spec as names
 from upgrader.lab.spec import LabSpec
 
 _RUN = Path("/var/run")
+_BUSY_S = 5.0
 
 
 @cache
@@ -57,6 +59,13 @@ def unmount(lab: LabSpec) -> None:
     """Take the mounts away, and what such a DPDK left outside of the lab's directory. Idempotent."""
     for slot in SLOTS:
         if lab.hugetlbfs(slot).is_mount():
-            gate.run(["umount", str(lab.hugetlbfs(slot))])
+            _umount(lab.hugetlbfs(slot))
         for left in _RUN.glob(f".{lab.name}-{slot}_*"):  # named by its --file-prefix
             left.unlink(missing_ok=True)
+
+
+def _umount(where: Path) -> None:
+    """The kernel may still be at what a process had there, that has ended. Raises CommandError."""
+    deadline = time.monotonic() + _BUSY_S
+    while gate.run(["umount", str(where)], check=time.monotonic() > deadline).returncode != 0:
+        time.sleep(0.1)

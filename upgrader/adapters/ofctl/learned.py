@@ -39,7 +39,7 @@ def sync(source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int
 
 def differences(source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
     """What the target lacks or has otherwise."""
-    old, new = (learned.routes(_routes(s), bridges) for s in (source, target))
+    old, new = learned.as_both_tell(*(learned.routes(_routes(s), bridges) for s in (source, target)))
     return (
         *learned.neighbour_differences(_neighbours(source), _neighbours(target)),
         *learned.route_differences(old, new),
