@@ -176,7 +176,12 @@ class Hypervisor(Protocol):
     def ownership(self, port: VmPort) -> RingOwnership | None:
         """Who serves the port's rings; None when the VM or its netdev is gone."""
 
-    def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None: ...
+    def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
+        """Give the VM its second connection; with `listener_fd`, over a socket that is handed to QEMU.
+
+        What an earlier run left under that name has to be dropped before the socket is bound: QEMU unlinks its path.
+        """
+
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         """Detach `chardev` where it is the standby, and remove it where it is ours. Idempotent; not for the owner."""
 

@@ -66,6 +66,8 @@ def _attach(context: Context, port: VmPort, binding: PortBinding, chardev: str, 
         if binding.fresh:  # QEMU knows whom to expect by now
             host.resources.redirect(binding.socket, binding.origin)
         return
+    # left over from a run that died: when that goes, QEMU unlinks the path it was bound to, the new one's too
+    host.hypervisor.drop_connection(port, chardev)
     listener = host.resources.listen(binding.listener)
     try:
         host.resources.redirect(binding.socket, binding.listener)

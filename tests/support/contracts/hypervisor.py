@@ -75,7 +75,7 @@ class HypervisorContract:
 
     def test_a_standby_comes_and_goes_and_the_owner_stays(self, rig: Rig, port: VmPort) -> None:
         before = rig.own(port)
-        for _again in range(2):  # one that is there already is left over: it goes first
+        for _again in range(2):  # one that is there already is left over: it goes first, and its path with it
             chardev = attached(rig, port)
             now = rig.own(port)
             assert (now.owner, now.owner_pid, now.generation) == (before.owner, before.owner_pid, before.generation)

@@ -71,6 +71,7 @@ class Rig(ABC):
         binding = next(b for b in self.bindings() if b.interface == port.interface)
         assert binding.fresh
         assert binding.chardev
+        self.host.hypervisor.drop_connection(port, binding.chardev)
         listener = self.host.resources.listen(binding.listener)
         try:
             self.host.resources.redirect(binding.socket, binding.listener)
