@@ -70,6 +70,8 @@ from tests.support.scenes import (
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
+ROOT = Path(__file__).parents[2]
+
 
 #: name of the golden file, how the host came to be, VMs, what is typed
 CASES: tuple[tuple[str, Scene, int, str], ...] = (
@@ -256,7 +258,7 @@ def test_as_it_was(name: str, scene: Scene, vms: int, typed: str, place: Path, m
     ):
         text += f"\n----- {title}\n{part}"
     for number in range(3):
-        text = text.replace(str(place / str(number)), "/etc/ovs-upgrade")
+        text = text.replace(str(place / str(number)), "/etc/ovs-upgrade").replace(str(ROOT), "/checkout")
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
