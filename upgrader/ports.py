@@ -179,7 +179,8 @@ class Hypervisor(Protocol):
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         """Give the VM its second connection; with `listener_fd`, over a socket that is handed to QEMU.
 
-        What an earlier run left under that name has to be dropped before the socket is bound: QEMU unlinks its path.
+        What an earlier run left under that name is refused; it has to be dropped before the socket is bound: QEMU unlinks
+        its path. Raises HostError.
         """
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:

@@ -96,9 +96,9 @@ class LibvirtQmp:
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.
 
-        Only the process `peer_pid`, under the user it runs as, is let in. A chardev of that name that is there
-        already is left over from a run that died: it goes first; where QEMU refuses, the new one goes again. Where
-        libvirt hands no descriptors on, QEMU binds the socket's path anew by itself, and fails where its user may not.
+        Only the process `peer_pid`, under the user it runs as, is let in. Where QEMU refuses, the new chardev goes again.
+        Where libvirt hands no descriptors on, QEMU binds the socket's path anew by itself, and fails where its user may
+        not.
         """
         domain = self._domain(port)
         try:
@@ -111,7 +111,6 @@ class LibvirtQmp:
                 next="upgrade status",
             ) from error
         if listener_fd is not None:
-            self.drop_connection(port, chardev)
             if can(Libvirt.PASS_FDS, self._version()) is False:
                 address = {"type": "unix", "data": {"path": _bound_to(listener_fd)}}
             else:

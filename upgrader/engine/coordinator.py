@@ -126,9 +126,8 @@ class Coordinator:
                 state="nothing was changed",
                 next="upgrade plan   (and read it again)",
             )
-        return (
-            plan if plan.kind is PlanKind.TAKEOVER else now
-        )  # which VMs there are is asked of a switch that may be dead
+        # which VMs there are is asked of a switch that may be dead
+        return plan if plan.kind is PlanKind.TAKEOVER else now
 
     def record(self, plan: Plan, acted: Data | None, control: Control, watch: Watcher) -> Engine:
         """A new run of a plan that may begin. `acted` tells of first effects that had no time to be recorded."""

@@ -15,19 +15,15 @@ import structlog
 from upgrader.core import takeover
 from upgrader.core.arming import takeover_plan, with_staleness
 from upgrader.core.errors import StepError, UpgradeError
-from upgrader.core.inventory import join, standing_bindings
 from upgrader.core.journal import Data
 from upgrader.core.lifecycle import RunState
-from upgrader.core.model import PortBinding, VmPort
-from upgrader.core.plan import Plan, PlanKind, without_rings
+from upgrader.core.plan import Plan, PlanKind
 from upgrader.core.takeover import Action, Protection, Sight, Standing
 from upgrader.engine.coordinator import DIED, Coordinator, Setup, make_plan
 from upgrader.engine.sentry import Failed, Order, Sentry, Taken
+from upgrader.engine.standby import attached, bring_strays, known_vms
 from upgrader.steps import Context, replication
 from upgrader.steps.attach_standby import attach
-from upgrader.steps.base import Freshness
-from upgrader.steps.catch_up import bring_late
-from upgrader.steps.sockets import keep_away, reverse
 from upgrader.steps.take_over import take_over
 
 log = structlog.get_logger(__name__)
@@ -247,11 +243,11 @@ class Guard:
         lacking: list[str] = []
         try:
             self._mend_databases(setup, armed)
-            _bring_strays(armed.cold)
+            bring_strays(armed.cold)
             self._prepare(setup, armed)
             self._order(armed)
             cold = armed.cold
-            lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := _attached(cold, p))]
+            lacking += [f"{p.label}: {why}" for p in cold.plan.ports if (why := attached(cold, p))]
             lacking += _silent(armed, {text.partition(":")[0] for text in lacking})
             armed.following.poll(cold)
         except UpgradeError as error:
@@ -281,7 +277,7 @@ class Guard:
     def _prepare(self, setup: Setup, armed: _Armed) -> None:
         """What a takeover would do to the VMs that run now, and all that it needs for it."""
         cold = armed.cold
-        ports, bound = _ports(cold)
+        ports, bound = known_vms(cold)
         armed.cold = replace(cold, plan=replace(cold.plan, ports=ports, all_ports=ports, bindings=bound))
         versions = cold.plan.from_version, cold.plan.to_version
         ready = takeover_plan(
@@ -355,20 +351,6 @@ def _sight(context: Context, armed_by: Plan) -> Sight:
     return takeover.sight(active=active, standby=standby, was=was, owners=owners)
 
 
-def _bring_strays(context: Context) -> None:
-    """VMs that were restarted and found the standby first, which dials the same socket: back to the active."""
-    if context.served_by(context.target):
-        bring_late(replace(reverse(context), freshness=Freshness()))
-
-
-def _ports(context: Context) -> tuple[tuple[VmPort, ...], tuple[PortBinding, ...]]:
-    """VMs of the switch as they are now, and where the standby dials them."""
-    switch = context.host.database.read(context.target)
-    ports, _ = join(context.host.hypervisor.vm_interfaces(), switch, context.host.vni_key)
-    ports = tuple(without_rings(p) for p in ports)
-    return ports, standing_bindings(ports, switch, context.target)
-
-
 def _silent(armed: _Armed, known: Collection[str]) -> list[str]:
     """VMs on which the standby acknowledged everything and has no device for all that: their connection is made anew.
 
@@ -388,27 +370,6 @@ def _silent(armed: _Armed, known: Collection[str]) -> list[str]:
         found.append(f"{port.label}: slot {context.target.name} acknowledges, and its port is down")
         if count == _SILENT:
             log.warning("the standby's connection is made anew", vm=port.label)
-            context.host.hypervisor.drop_connection(port, now.standby.chardev)
-            attach(context, port, next(b for b in context.plan.bindings if b.interface == port.interface))
+            attach(context, port, next(b for b in context.plan.bindings if b.interface == port.interface), anew=True)
             armed.silent.pop(port.label)
     return found
-
-
-def _attached(context: Context, port: VmPort) -> str:
-    """Why the standby does not stand by on this VM, empty where it does; one that came is attached, to be looked at again."""
-    peer = context.target_pid()
-    now = port.ownership
-    if now is None:
-        return "its QEMU has no second connection"
-    binding = next((b for b in context.plan.bindings if b.interface == port.interface), None)
-    if now.standby and now.standby.ready and now.standby.pid == peer:
-        if binding is not None:
-            keep_away(context, binding)
-        return ""
-    if now.standby and now.standby.expected_pid == peer:
-        return now.standby.reason or "not connected yet"
-    if binding is None:
-        raise StepError("VM_WITHOUT_PORT", f"{port.label} has no port in slot {context.target.name}",
-                        state="its switch serves it", next="upgrade status")  # fmt: skip
-    attach(context, port, binding)
-    return "attached a moment ago"

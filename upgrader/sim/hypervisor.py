@@ -33,8 +33,8 @@ class SimHypervisor:
         if self._w.slot_of(peer_pid) is None:
             raise refused(f"there is no process {peer_pid}", "PEER_GONE")
         self._own(port)
-        if listener_fd is not None:
-            self._drop(port, chardev)  # left over from a run that died
+        if listener_fd is not None and (port.domain, chardev) in self._w.chardevs:
+            raise refused(f"duplicate ID '{chardev}' for chardev")
         now = self._own(port)
         if now.standby and now.standby.chardev != chardev:
             raise refused(f"netdev '{port.netdev}' has a standby, '{now.standby.chardev}'; detach it first")

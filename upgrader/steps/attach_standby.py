@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from upgrader.core.errors import HostError, StepError
-from upgrader.core.model import PortBinding, Standby, VmPort, owned_by
+from upgrader.core.model import PortBinding, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.sockets import keep_away, known_ports, reverse
@@ -31,8 +31,8 @@ class AttachStandby:
         return {}
 
 
-def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
-    """Give QEMU the socket that the new switch dials. One that stands by already is left as it is.
+def attach(context: Context, port: VmPort, binding: PortBinding, *, anew: bool = False) -> Data:
+    """Give QEMU the socket that the new switch dials. One that stands by already is left as it is, unless `anew`.
 
     That is libvirt's own where the VM is served over another one, else one that we make.
     """
@@ -41,14 +41,20 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     now = host.hypervisor.ownership(port)
     if now is None:
         return {"gone": port.label}
-    if now.standby and now.standby.ready and now.standby.pid == peer:
+    if now.standby and now.standby.ready and now.standby.pid == peer and not anew:
         keep_away(context, binding)
         return {"chardev": now.standby.chardev}
     if now.owner == binding.chardev or owned_by(now, peer):
         return {"already": now.owner}  # QEMU's failover, or a run before this one, made it the owner
     chardev = binding.chardev if now.owner == port.chardev and binding.chardev else port.chardev
+    stale = {now.standby.chardev} if now.standby and (anew or now.standby.chardev != chardev) else set()
+    if chardev != port.chardev:
+        # maybe left over from a run that died: when it goes QEMU unlinks its path, so it goes before that is bound anew
+        stale.add(chardev)
     try:
-        _attach(context, port, binding, chardev, now.standby)
+        for name in stale:
+            host.hypervisor.drop_connection(port, name)
+        _attach(context, port, binding, chardev)
     except HostError:
         after = host.hypervisor.ownership(port)
         if after is not None and after.owner == now.owner:
@@ -57,17 +63,13 @@ def attach(context: Context, port: VmPort, binding: PortBinding) -> Data:
     return {"chardev": chardev}
 
 
-def _attach(context: Context, port: VmPort, binding: PortBinding, chardev: str, before: Standby | None) -> None:
+def _attach(context: Context, port: VmPort, binding: PortBinding, chardev: str) -> None:
     host, peer = context.host, context.target_pid()
-    if before and before.chardev != chardev:
-        host.hypervisor.drop_connection(port, before.chardev)
     if chardev == port.chardev:
         host.hypervisor.attach_standby(port, chardev, None, peer)
         if binding.fresh:  # QEMU knows whom to expect by now
             host.resources.redirect(binding.socket, binding.origin)
         return
-    # left over from a run that died: when that goes, QEMU unlinks the path it was bound to, the new one's too
-    host.hypervisor.drop_connection(port, chardev)
     listener = host.resources.listen(binding.listener)
     try:
         host.resources.redirect(binding.socket, binding.listener)
