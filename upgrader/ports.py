@@ -299,6 +299,9 @@ class Journal(Protocol):
     def claim(self) -> int:
         """Become the one writer: raise the coordinator's generation, and return it."""
 
+    def require_claim(self) -> None:
+        """Raises SupersededError when another coordinator has claimed the journal since."""
+
     def begin(self, plan: Plan, at_ns: int) -> RunView: ...
     def append(self, run_id: int, event: Event) -> None: ...
     def plan(self, run_id: int) -> Plan: ...

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +22,12 @@ def consoles() -> tuple[Console, Console]:
         Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False),
         Console(stderr=True, width=None if sys.stderr.isatty() else _WIDE, highlight=False),
     )
+
+
+def show(document: Any) -> None:
+    """A document on stdout, as JSON."""
+    data = document if isinstance(document, Mapping) else asdict(document)
+    sys.stdout.write(json.dumps(data, indent=2, default=os.fspath) + "\n")  # what is no value of JSON's is a path
 
 
 class Stderr:

@@ -32,6 +32,7 @@ from upgrader.daemon.protocol import RemoteError, error_fields
 from upgrader.daemon.server import Runner
 from upgrader.engine.control import Request
 from upgrader.lab import commands as lab_commands
+from upgrader.lab.traffic import command as traffic_command
 
 EPOCH_S = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC: when the simulated clock begins
 POLICY = Policy(soak_s=0.4, canary_check_s=0.2)
@@ -145,7 +146,7 @@ class Operator:
 
         out, err = redirect_stdout(screen), redirect_stderr(screen)
         with out, err, self._sane(), capture_logs(), self._patch.context() as patch:
-            for module in (app, nic, protection, reading, runs, verbs, lab_commands):
+            for module in (app, nic, protection, reading, runs, verbs, lab_commands, traffic_command):
                 patch.setattr(module, "consoles", terminals)
             code = app._main(list(words))
         return code, screen.getvalue()
@@ -169,6 +170,9 @@ class InProcess(daemon_client.Client):
 
     def close(self) -> None:
         pass
+
+    def ping(self) -> bool:
+        return bool(self.call("ping")["busy"])
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         methods: dict[str, Callable[[], Any]] = {

@@ -18,9 +18,6 @@ from upgrader.core.plan import PlanKind
 from upgrader.daemon import client as daemon_client
 from upgrader.engine.control import Request
 from upgrader.engine.coordinator import make_plan
-from upgrader.lab.spec import LabSpec
-from upgrader.lab.state import Phase
-from upgrader.lab.up import GuestStatus, Lab, LabStatus, SlotView
 from upgrader.sim.host import refused
 
 Scene = Callable[[Operator], None]
@@ -326,26 +323,6 @@ def x710_of(*, out_of_tree: bool = True, vfs: type[FakeVfs] = Fabric, rule: bool
         if rule:
             steering.steady("a")
         host._patch.setattr(wiring, "steering", lambda settings: steering)
-
-    return scene
-
-
-def lab(problem: str = "", *, phase: Phase | None = Phase.UP) -> Scene:
-    """A lab of two guests that runs; with a problem, one of them does not."""
-    spec = LabSpec(vms=2)
-    slots = (
-        SlotView("a", spec.namespaces.slot_a, 71, 70, "3.1.0"),
-        SlotView("b", spec.namespaces.slot_b, None, None, None),
-    )
-    well = [not problem or vm.index == 0 for vm in spec.guests]
-    guests = tuple(
-        GuestStatus(vm, 80 + vm.index if up else None, ready=up) for vm, up in zip(spec.guests, well, strict=True)
-    )
-    problems = (problem,) if problem else ()
-    status = LabStatus(spec, phase, 60, slots, guests, problems)
-
-    def scene(host: Operator) -> None:
-        host._patch.setattr(Lab, "status", lambda self: status)
 
     return scene
 

@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+import typer
 
 from tests.support.fake_nic import FakeVfs
+from tests.support.lab_scenes import building, lab, measured, self_tested
 from tests.support.operator import Operator, readable, seen
 from tests.support.scenes import (
     Scene,
@@ -42,7 +45,6 @@ from tests.support.scenes import (
     halted_with_a_plan,
     interrupted,
     kept,
-    lab,
     no_config,
     no_libvirt,
     no_plan,
@@ -67,6 +69,7 @@ from tests.support.scenes import (
     x710_elsewhere,
     x710_of,
 )
+from upgrader.cli import app
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -115,12 +118,14 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("pause", at_work, 3, "pause"),
     ("pause-json", at_work, 2, "pause --json"),
     ("abort", at_work, 3, "abort"),
+    ("abort-json", at_work, 2, "abort --json"),
     ("abort-stay", at_work, 3, "abort --stay"),
     ("resume", paused, 3, "resume --yes"),
     ("resume-died", died, 3, "resume --yes"),
     ("resume-fails", will("switch vm2", fails, paused), 3, "resume --yes"),
     ("resume-fails-json", will("switch vm2", fails, paused), 3, "resume --yes --json"),
     ("rollback", kept, 2, "rollback --yes"),
+    ("rollback-json", kept, 1, "rollback --yes --json"),
     ("rollback-killed-switch", will("switch vm0", fails, kept), 2, "rollback --yes"),
     ("rollback-stuck", will_not_go_back, 2, "rollback --yes"),
     ("rollback-died", died, 3, "rollback --yes"),
@@ -168,6 +173,21 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("lab-status-none", lab(phase=None), 2, "lab status"),
     ("lab-status-broken", lab("guest vm1 does not run"), 2, "lab status"),
     ("lab-status-json", lab("guest vm1 does not run"), 2, "lab status --json"),
+    ("lab-up", building(), 2, "lab up"),
+    ("lab-up-again", building(built=False), 2, "lab up"),
+    ("lab-up-json", building(), 2, "lab up --json"),
+    ("lab-down", building(), 2, "lab down"),
+    ("lab-down-none", building(built=False), 2, "lab down"),
+    ("lab-traffic", measured, 2, "lab traffic --seconds 1"),
+    ("lab-traffic-json", measured, 2, "lab traffic --seconds 1 --json"),
+    ("lab-traffic-self-test", self_tested(), 2, "lab traffic --self-test"),
+    ("lab-traffic-self-test-json", self_tested(), 2, "lab traffic --self-test --json"),
+    ("lab-traffic-self-test-fails", self_tested(passed=False), 2, "lab traffic --self-test"),
+    ("refused-lab-up-vms", building(), 2, "lab up --vms 0"),
+    ("refused-lab-traffic-not-up", fresh, 2, "lab traffic --name nobody"),
+    ("help", fresh, 2, "--help"),
+    ("help-run", fresh, 2, "run --help"),
+    ("version", fresh, 2, "--version"),
     ("config-show", fresh, 2, "config show"),
     ("config-validate", fresh, 2, "config validate"),
     ("config-validate-conf-d", conf_d_sound, 2, "config validate"),
@@ -263,6 +283,33 @@ def test_as_it_was(name: str, scene: Scene, vms: int, typed: str, place: Path, m
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+def verbs(command: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """Every verb that can be typed, with those of groups."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from verbs(inner, *words, name)
+    if not hasattr(command, "commands"):
+        yield words
+
+
+def test_every_verb_has_a_golden_of_what_it_does_and_one_as_json_where_it_has_that() -> None:
+    """Each is written on a terminal, off it, and with NO_COLOR; none of these is a refusal."""
+    done = [typed.split() for name, _, _, typed in CASES if not name.startswith("refused-")]
+    every = list(verbs(typer.main.get_command(app.whole())))
+    assert len(every) > 20
+    for words in every:
+        mine = [typed for typed in done if tuple(typed[: len(words)]) == words]
+        assert [typed for typed in mine if "--json" not in typed], words
+        takes = {option for param in _of(words).params for option in param.opts}
+        assert not ("--json" in takes) or [typed for typed in mine if "--json" in typed], words
+
+
+def _of(words: tuple[str, ...]) -> Any:
+    command: Any = typer.main.get_command(app.whole())
+    for word in words:
+        command = command.commands[word]
+    return command
 
 
 def test_no_golden_without_a_case() -> None:

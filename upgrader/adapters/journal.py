@@ -89,6 +89,12 @@ class SqliteJournal:
             self._generation = int(db.execute("SELECT generation FROM coordinator").fetchone()[0])
         return self._generation
 
+    def require_claim(self) -> None:
+        row = self._row("SELECT generation FROM coordinator")
+        if row is None:
+            raise self._error("it is closed")
+        self._require(row)
+
     def begin(self, plan: Plan, at_ns: int) -> RunView:
         with self._transaction() as db:
             self._require_ours(db)
@@ -175,7 +181,10 @@ class SqliteJournal:
                 raise
 
     def _require_ours(self, db: sqlite3.Connection) -> None:
-        theirs = int(db.execute("SELECT generation FROM coordinator").fetchone()[0])
+        self._require(db.execute("SELECT generation FROM coordinator").fetchone())
+
+    def _require(self, row: tuple[int]) -> None:
+        theirs = int(row[0])
         if theirs != self._generation:
             raise SupersededError(self._generation, theirs)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from upgrader.core.errors import UpgradeError
 from upgrader.core.findings import Finding
 from upgrader.core.journal import Heading, Recorded, RunView, recorded
 from upgrader.core.lifecycle import RunState, VmState
-from upgrader.core.model import SlotName
+from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule
 from upgrader.core.plan import Plan, StepKind
 from upgrader.core.report import SCHEMA_VERSION, RunReport, report
+from upgrader.core.steering import Arrival
 from upgrader.core.takeover import Standing
+from upgrader.terminal import show as show
 
 if TYPE_CHECKING:
     from upgrader.config import Config
@@ -114,6 +114,51 @@ class HistoryDocument:
     runs: tuple[HistoryLine, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class StrategyDocument:
+    """How a run would steer. loses: what that can cost, in words."""
+
+    name: str
+    loses: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicDocument:
+    """`nic show`: what the NIC can do for a run, and the rules of ours on it."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["nic"] = "nic"
+    pf: str
+    adapter: str
+    nic: NicFacts
+    capabilities: SteeringCapabilities
+    strategy: StrategyDocument
+    rules: tuple[SteeringRule, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicCheckDocument:
+    """`nic check`: what stands against steering by the NIC as it is."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["nic-check"] = "nic-check"
+    strategy: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicProbeDocument:
+    """`nic probe`: who gets a VM's traffic by the rules, and packets that came to each slot while it was watched."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["nic-probe"] = "nic-probe"
+    vni: int
+    mac: str
+    by_rules: tuple[SlotName, ...]
+    arrived: dict[SlotName, int]
+    verdict: Arrival
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorDocument:
     """Any verb that is refused or fails, with --json."""
@@ -176,9 +221,3 @@ def error_document(error: UpgradeError) -> ErrorDocument:
 def config_document(config: Config) -> Mapping[str, Any]:
     """`config show`: every key with the value that counts, defaults too."""
     return {"schema_version": SCHEMA_VERSION, "kind": "config", "config": config.model_dump(mode="json")}
-
-
-def show(document: Any) -> None:
-    """On stdout, as JSON."""
-    data = document if isinstance(document, Mapping) else asdict(document)
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")

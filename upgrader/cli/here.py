@@ -64,7 +64,7 @@ def require_free(options: Globals) -> None:
     if client is None:
         return
     with client:
-        if client.call("ping")["busy"]:
+        if client.ping():
             raise LockedError(
                 "RUN_BUSY",
                 "a run is being carried out",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from upgrader.cli import documents
 from upgrader.core.errors import BlockedError, Exit, HostError, UsageError
 from upgrader.core.findings import Finding, Severity
 from upgrader.core.model import SLOTS, SlotName, SteeringRule
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from upgrader.config import Config
     from upgrader.ports import Steering
 
-SCHEMA_VERSION = 1
 _POLL_S = 0.05
 
 nic_app = typer.Typer(
@@ -43,15 +40,15 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     facts, capabilities, rules = steering.facts(), steering.capabilities(), steering.rules()
     strategy = choose(capabilities, vms, settings.policy.accept)
     if as_json:
-        _print_json(
-            {
-                "pf": settings.nic.pf,
-                "adapter": settings.nic.adapter,
-                "nic": asdict(facts),
-                "capabilities": asdict(capabilities),
-                "strategy": {"name": strategy.name, "loses": strategy.loses},
-                "rules": [asdict(r) for r in rules],
-            }
+        documents.show(
+            documents.NicDocument(
+                pf=settings.nic.pf,
+                adapter=settings.nic.adapter,
+                nic=facts,
+                capabilities=capabilities,
+                strategy=documents.StrategyDocument(strategy.name, strategy.loses),
+                rules=rules,
+            )
         )
         return
     out = consoles()[0]
@@ -88,7 +85,7 @@ def check(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     findings = (*strategy.findings, *_of_rules(steering.rules()))
     blocking = [f for f in findings if f.severity is Severity.BLOCKING]
     if as_json:
-        _print_json({"strategy": strategy.name, "findings": [asdict(f) for f in findings]})
+        documents.show(documents.NicCheckDocument(strategy=strategy.name, findings=findings))
         raise typer.Exit(Exit.BLOCKED if blocking else Exit.DONE)
     _say_findings(strategy, findings)
     if blocking:
@@ -133,7 +130,8 @@ def probe(
     came = {s: max(0, now[s] - before[s]) for s in SLOTS}
     seen = found not in (Arrival.SILENT, Arrival.ELSEWHERE)
     if as_json:
-        _print_json({"vni": vni, "mac": mac.lower(), "by_rules": list(slots), "arrived": came, "verdict": found})
+        told = documents.NicProbeDocument(vni=vni, mac=mac.lower(), by_rules=slots, arrived=came, verdict=found)
+        documents.show(told)
         raise typer.Exit(Exit.DONE if seen else Exit.BLOCKED)
     out = consoles()[0]
     out.print(f"by the rules      {_join(slots) or 'no slot: it stays with the PF'}")
@@ -202,10 +200,6 @@ def _say_findings(strategy: Strategy, findings: tuple[Finding, ...]) -> None:
     out, err = consoles()
     show_findings(err, findings)
     out.print(f"strategy {strategy.name}; it can lose: {escape(strategy.loses)}", soft_wrap=True)
-
-
-def _print_json(data: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=2) + "\n")
 
 
 def _open(context: typer.Context) -> tuple[Config, Steering]:

@@ -16,6 +16,7 @@ from upgrader.cli import documents as d
 from upgrader.cli.manpage import manpage
 from upgrader.config import Config
 from upgrader.core.report import SCHEMA_VERSION
+from upgrader.lab import documents as lab
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DOCUMENTS: dict[str, Any] = {
@@ -25,6 +26,12 @@ _DOCUMENTS: dict[str, Any] = {
     "history": d.HistoryDocument,
     "findings": d.FindingsDocument,
     "error": d.ErrorDocument,
+    "nic": d.NicDocument,
+    "nic-check": d.NicCheckDocument,
+    "nic-probe": d.NicProbeDocument,
+    "lab": lab.LabDocument,
+    "traffic": lab.TrafficDocument,
+    "traffic-self-test": lab.SelfTestDocument,
 }
 
 

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, cast
 
 from upgrader.core.errors import HostError, UpgradeError
-from upgrader.daemon.protocol import RemoteError, Stream, encode, read
+from upgrader.daemon.protocol import RemoteError, Stream, encode, peer_pid, read
 
 _START_S = 30.0
 _TAKEOVER_S = 3.0
+_ANSWER_S = 10.0
 
 
 class Client:
@@ -43,6 +44,8 @@ class Client:
         try:
             self._socket.sendall(encode({"method": method, "params": params}))
             answer = read(cast("Stream", self._stream))
+        except TimeoutError as error:
+            raise _hangs(peer_pid(self._socket)) from error
         except OSError as error:
             raise _gone(str(error)) from error
         if answer is None:
@@ -51,6 +54,13 @@ class Client:
             raise RemoteError(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
+
+    def ping(self) -> bool:
+        """Whether it carries a run out. Raises HostError when it does not answer: one that hangs still has its socket."""
+        self._socket.settimeout(_ANSWER_S)
+        busy = bool(self.call("ping")["busy"])
+        self._socket.settimeout(None)
+        return busy
 
     def alive(self, wait_s: float = 0.0) -> bool:
         """Whether the daemon is still there; waits for its end for so long."""
@@ -91,11 +101,11 @@ def ensure(path: Path, config: Path) -> Client:
     ):
         with attempt:
             if (client := connect(path)) is not None:
-                client.call("ping")
+                client.ping()
                 return client
             _start(config)
             if (client := connect(path)) is not None:
-                client.call("ping")
+                client.ping()
                 return client
             raise _gone("it was started and does not listen")
     raise AssertionError("tenacity ends by a result or an error")
@@ -143,6 +153,15 @@ def _start(config: Path) -> None:
     answer = json.loads(words)
     if "error" in answer:
         raise RemoteError(answer["error"])
+
+
+def _hangs(pid: int) -> UpgradeError:
+    return HostError(
+        "DAEMON_HANGS",
+        f"the coordinator (pid {pid}) does not answer within {_ANSWER_S:g} s",
+        state="every VM is served by the switch that owns its rings; this command changed nothing",
+        next=f"kill -9 {pid}   (no VM notices that), then: upgrade status",
+    )
 
 
 def _gone(how: str) -> UpgradeError:

@@ -72,7 +72,17 @@ def read(stream: Stream) -> dict[str, Any] | None:
 
 def peer_uid(connection: socket.socket) -> int:
     """User at the other end, by the kernel's word (SO_PEERCRED)."""
-    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Process at the other end; of a listener the one that has called listen(2)."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid), int(uid), int(gid)
 
 
 def _unreadable(what: str) -> UpgradeError:

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import structlog
 
 from upgrader.core.arming import with_staleness
-from upgrader.core.errors import Exit, LockedError, UpgradeError, UsageError
+from upgrader.core.errors import Exit, LockedError, SupersededError, UpgradeError, UsageError
 from upgrader.core.journal import Event, RunView
 from upgrader.core.plan import Plan, PlanKind
 from upgrader.core.takeover import history
@@ -30,6 +30,7 @@ from upgrader.engine.takeover import Guard, Resume, Todo
 log = structlog.get_logger(__name__)
 
 _SOON_S = 1.0
+_STUCK_S = 5.0  # it looks for clients several times a second
 _PAST = 200  # runs
 
 
@@ -50,6 +51,7 @@ class Runner:
         self._control = Control()
         self._engine: Engine | None = None
         self.news = threading.Event()  # something has happened that `keep` should look at
+        self.superseded = False  # another coordinator has this host: nothing is left to be done for us
         self.guard = Guard(coordinator, self.news.set, post)
 
     @property
@@ -118,7 +120,11 @@ class Runner:
         with self._lock:
             if not self.busy:
                 try:
+                    self._coordinator.journal.require_claim()
                     self._coordinator.keep()
+                except SupersededError as error:
+                    self._end(error)
+                    return
                 except UpgradeError as error:
                     log.warning("could not be kept right", error=str(error))
                 try:
@@ -178,17 +184,23 @@ class Runner:
         return {"run_id": view.heading.run_id if view else 0, "events": len(view.events) if view else 0}
 
     def _carry_out(self, engine: Engine, back: bool) -> None:
-        structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)
+        structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)  # the vigil's lines and the last one, too
         try:
             with self._coordinator.vigil(engine).beside():
                 view = engine.back() if back else engine.forward()
             log.info("run ended", state=str(view.state), reason=view.reason)
-        except UpgradeError as error:  # superseded, or the journal cannot be written: the run stands where it stood
+        except SupersededError as error:
+            self._end(error)
+        except UpgradeError as error:  # the journal cannot be written: the run stands where it stood
             log.error("run stopped", error=str(error))
         except Exception:
             log.exception("run stopped by a fault of ours")
         finally:
             self.news.set()
+
+    def _end(self, error: SupersededError) -> None:
+        log.error("this coordinator ends", error=str(error))
+        self.superseded = True
 
 
 def _log_event(_view: RunView, event: Event) -> None:
@@ -212,6 +224,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self._closing = False
         self.clients = 0
         self.last_used = time.monotonic()
+        self._turned = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         path.unlink(missing_ok=True)  # whoever holds the host's lock is the only one that may listen here
         mask = os.umask(0o177)
@@ -219,6 +232,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             super().__init__(str(path), _Handler)
         finally:
             os.umask(mask)
+        self._inode = path.stat().st_ino
 
     def require_config(self, given: str) -> None:
         """Refuse a plan that was made by another configuration than ours."""
@@ -249,9 +263,20 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             self._closing = self.idle_s > linger_s and not self.runner.guard.wanted
             return self._closing
 
+    def service_actions(self) -> None:
+        """`serve_forever` has come round once more."""
+        self._turned = time.monotonic()
+
+    @property
+    def answers(self) -> bool:
+        """Whether a client would be heard: what the watchdog is told of."""
+        return time.monotonic() - self._turned < _STUCK_S
+
     def server_close(self) -> None:
         super().server_close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._inode:  # else another daemon listens there by now
+                self.path.unlink()
 
     @property
     def idle_s(self) -> float:

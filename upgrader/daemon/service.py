@@ -54,9 +54,9 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         keeper.start()
         try:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
-                if beat_s:
+                if beat_s and server.answers:
                     notify("WATCHDOG=1")
-                if linger and server.close_if_idle(LINGER_S):
+                if server.runner.superseded or (linger and server.close_if_idle(LINGER_S)):
                     break
         finally:
             notify("STOPPING=1")

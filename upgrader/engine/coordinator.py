@@ -16,6 +16,7 @@ from upgrader.core.lifecycle import UNFINISHED, RunState
 from upgrader.core.model import HostFacts, Slot, SlotName, owned_by
 from upgrader.core.plan import Plan, PlanKind, Policy, StepKind
 from upgrader.core.takeover import TakeoverPolicy
+from upgrader.engine.claimed import claimed
 from upgrader.engine.control import Control
 from upgrader.engine.facts import gather
 from upgrader.engine.resets import ResetWatch
@@ -48,9 +49,14 @@ class Coordinator:
     """Stands on a journal that it has claimed. `setup` is called anew for each plan and run, so that the file counts."""
 
     def __init__(self, setup: Callable[[], Setup], journal: Journal) -> None:
-        self.setup = setup
         self.journal = journal
+        self._setup = setup
         self._resets = ResetWatch()
+
+    def setup(self) -> Setup:
+        """The host as it is configured now; it is changed only as long as we are its coordinator."""
+        made = self._setup()
+        return replace(made, host=claimed(made.host, self.journal.require_claim))
 
     def start(self) -> RunView | None:
         """Become the one writer, and settle what the last one left: a run in the middle of which it died is halted.

@@ -7,7 +7,7 @@ else hears of it. A step whose intent has no outcome is carried out again: steps
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -73,8 +73,9 @@ class Engine:
     def forward(self, reason: str = "") -> RunView:
         """Carry out every step that is not done, to the end or to where it stops. Returns the run as it is then."""
         resumed = bool(self.view.events)
-        self._state(RunState.RUNNING, reason)
-        return self._forward(again=self._outdated() if resumed else frozenset())
+        with self._told():
+            self._state(RunState.RUNNING, reason)
+            return self._forward(again=self._outdated() if resumed else frozenset())
 
     def _outdated(self) -> frozenset[int]:
         """Steps to be carried out once more before VMs move: what they did does not last while a run is paused.
@@ -96,10 +97,11 @@ class Engine:
         Where the old switch has been ended there is no way back: what is left of the run is carried out instead, and
         the reason of its end says so.
         """
-        if self._decision() == (Phase.RETIRING, Decision.FINISH):
-            self._state(RunState.RUNNING, "ROLLBACK_TOO_LATE")
-            return self._forward(end="ROLLBACK_TOO_LATE")
-        return self._back(reason)
+        with self._told():
+            if self._decision() == (Phase.RETIRING, Decision.FINISH):
+                self._state(RunState.RUNNING, "ROLLBACK_TOO_LATE")
+                return self._forward(end="ROLLBACK_TOO_LATE")
+            return self._back(reason)
 
     def _forward(self, end: str = "", again: frozenset[int] = frozenset()) -> RunView:
         for index, step in enumerate(self._plan.steps):
@@ -156,9 +158,12 @@ class Engine:
 
     def _step(self, index: int, step: PlannedStep) -> _Failure | None:
         """Returns what it failed of, None when it is done. Raises StopAskedError when a request came while it waited."""
+        with self._told(step):
+            return self._carried_out(index, step)
+
+    def _carried_out(self, index: int, step: PlannedStep) -> _Failure | None:
         kind = STEPS[step.kind]
         effect = False
-        structlog.contextvars.bind_contextvars(step=step.title, vm=step.port.label if step.port else None)
         started = self._host.clock.monotonic_s()
         try:
             kind.check(self._context, step)
@@ -177,9 +182,12 @@ class Engine:
             log.debug("step failed", exc_info=True)
             self._record(EventKind.FAILED, index, {**_error(error), "effect": effect})
             return _Failure(index, error)
-        finally:
-            structlog.contextvars.unbind_contextvars("step", "vm")
         return None
+
+    def _told(self, step: PlannedStep | None = None) -> AbstractContextManager[None]:
+        """While inside, every log line says which run it is about, and which step and VM."""
+        of_step = {"step": step.title, "vm": step.port.label if step.port else None} if step else {}
+        return structlog.contextvars.bound_contextvars(run=self.view.heading.run_id, **of_step)
 
     def _decision(self) -> tuple[Phase, Decision]:
         """By the table, on the host as it is now."""
@@ -233,7 +241,10 @@ class Engine:
             log.warning("cannot bring steering in line with who serves the VMs", error=str(error))
 
     def _undo(self, index: int) -> bool:
-        step = self._plan.steps[index]
+        with self._told(self._plan.steps[index]):
+            return self._taken_back(index, self._plan.steps[index])
+
+    def _taken_back(self, index: int, step: PlannedStep) -> bool:
         self._record(EventKind.UNDO_INTENT, index)
         started = self._host.clock.monotonic_s()
         try:
@@ -241,7 +252,7 @@ class Engine:
         except (SupersededError, JournalError):
             raise
         except Exception as error:
-            log.debug("undo failed", step=step.title, exc_info=True)
+            log.debug("undo failed", exc_info=True)
             self._record(EventKind.UNDO_FAILED, index, _error(error))
             return False
         self._record(EventKind.UNDONE, index, {**data, "took_s": round(self._host.clock.monotonic_s() - started, 4)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 
 import structlog
@@ -48,7 +49,8 @@ class Vigil:
     def beside(self) -> Iterator[None]:
         """Look ten times a second in a thread of its own, while inside."""
         end = threading.Event()
-        thread = threading.Thread(target=self._keep, args=(end,), name="vigil", daemon=True)
+        told = copy_context()  # its lines are about the same run
+        thread = threading.Thread(target=told.run, args=(self._keep, end), name="vigil", daemon=True)
         thread.start()
         try:
             yield

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
@@ -17,13 +16,12 @@ from rich.table import Table
 
 from upgrader.core.errors import Exit, UpgradeError
 from upgrader.lab import spec as names
+from upgrader.lab.documents import lab_document
 from upgrader.lab.interrupts import raise_once
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.traffic.command import traffic
 from upgrader.lab.up import Lab, LabStatus
-from upgrader.terminal import consoles
-
-SCHEMA_VERSION = 1
+from upgrader.terminal import consoles, show
 
 lab_app = typer.Typer(
     name="lab",
@@ -83,7 +81,7 @@ def up(
         took_s = time.monotonic() - start
         _say(f"the lab {name!r} is up ({took_s:.1f} s)" if built else f"the lab {name!r} is up already")
         if json_out:
-            sys.stdout.write(json.dumps(_as_json(lab.status()) | {"built": built, "took_s": round(took_s, 3)}) + "\n")
+            show(lab_document(lab.status(), built=built, took_s=round(took_s, 3)))
         else:
             sys.stdout.write(f"next: upgrade --config {lab.config_path} --host localhost\n")
 
@@ -97,7 +95,7 @@ def status(name: Name = "lab", json_out: Json = False) -> None:
     def action() -> None:
         seen = Lab.existing(name).status()
         if json_out:
-            sys.stdout.write(json.dumps(_as_json(seen)) + "\n")
+            show(lab_document(seen))
         else:
             _show(seen)
 
@@ -116,42 +114,6 @@ def down(name: Name = "lab") -> None:
 
 
 lab_app.command()(traffic)
-
-
-def _as_json(seen: LabStatus) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": seen.spec.name,
-        "phase": seen.phase,
-        "healthy": seen.healthy,
-        "problems": list(seen.problems),
-        "config": str(seen.spec.config_path),
-        "options": seen.spec.to_json(),
-        "libvirt_uri": seen.spec.libvirt_uri,
-        "libvirtd_pid": seen.libvirtd_pid,
-        "slots": [
-            {
-                "name": s.name,
-                "netns": s.netns,
-                "vswitchd_pid": s.vswitchd_pid,
-                "ovsdb_pid": s.ovsdb_pid,
-                "version": s.version,
-            }
-            for s in seen.slots
-        ],
-        "guests": [
-            {
-                "name": g.vm.name,
-                "ip": g.vm.ip,
-                "mac": g.vm.mac,
-                "port": g.vm.port,
-                "channel": str(g.vm.channel),
-                "qemu_pid": g.qemu_pid,
-                "ready": g.ready,
-            }
-            for g in seen.guests
-        ],
-    }
 
 
 def _show(seen: LabStatus) -> None:

@@ -45,6 +45,10 @@ class SimJournal:
         self._ours = self.generation
         return self.generation
 
+    def require_claim(self) -> None:
+        if self._ours != self.generation:
+            raise SupersededError(self._ours, self.generation)
+
     def begin(self, plan: Plan, at_ns: int) -> RunView:
         self._write()
         head = heading(len(self._runs) + 1, plan, at_ns, self._ours)
@@ -79,8 +83,7 @@ class SimJournal:
 
     def _write(self) -> None:
         self.writes += 1
-        if self._ours != self.generation:
-            raise SupersededError(self._ours, self.generation)
+        self.require_claim()
         self.fault(self.writes)
 
     def _run(self, run_id: int) -> tuple[Heading, Plan, list[Event]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 from upgrader.adapters.ofctl import learned, traces
 from upgrader.adapters.ofctl.programs import ofctl, speaks_none_of
@@ -103,9 +104,11 @@ def _bundle(slot: Slot, bridge: str, lines: Sequence[str], peer: Slot | None = N
 def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[BridgeState, BridgeState]:
     """Both sides, read at the same time."""
     with ThreadPoolExecutor(2) as readers:
-        old, new = readers.map(
-            lambda pair: _state(target, pair[0], pair[1], bridge), ((source, target), (target, source))
-        )
+        reads = [
+            readers.submit(copy_context().run, _state, target, slot, peer, bridge)  # their log lines are the step's
+            for slot, peer in ((source, target), (target, source))
+        ]
+        old, new = (read.result() for read in reads)
     if hold:
         old = BridgeState(openflow.held(old.flows), old.groups, old.meters, old.tlv_map)
         new = BridgeState(openflow.held(new.flows), new.groups, new.meters, new.tlv_map)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from upgrader.core.errors import HostError, UsageError
+from upgrader.lab import documents
 from upgrader.lab.traffic import selftest
 from upgrader.lab.traffic.analysis import Direction
 from upgrader.lab.traffic.connect import lab_named, lab_session
-from upgrader.lab.traffic.render import checks_json, checks_table, flows_table, run_json, warnings
+from upgrader.lab.traffic.render import checks_table, flows_table, warnings
 from upgrader.lab.traffic.session import TrafficRun, TrafficSession
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, show
 
 
 def traffic(
@@ -56,7 +55,7 @@ def traffic(
         err.print(f"measuring, {seconds:g} s: do now what is to be measured")
         run = _measure(session, seconds)
     if as_json:
-        sys.stdout.write(json.dumps(run_json(run, before), indent=2) + "\n")
+        show(documents.traffic_document(run, before))
     else:
         out.print(flows_table(run.figures(control=before)))
     for warning in warnings(run):
@@ -76,7 +75,7 @@ def _self_test(out: Console, err: Console, *, as_json: bool) -> None:
     with selftest.bench() as bench:
         done = tuple(selftest.checks(bench))
     if as_json:
-        sys.stdout.write(json.dumps(checks_json(done), indent=2) + "\n")
+        show(documents.self_test_document(done))
     else:
         out.print(checks_table(done))
     failed = [check.name for check in done if not check.passed]

@@ -1,4 +1,4 @@
-"""Figures for people (tables, warnings) and for programs (JSON)."""
+"""Figures for people: tables, warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from upgrader.lab.traffic.analysis import FlowFigures
 from upgrader.lab.traffic.selftest import Check
 from upgrader.lab.traffic.session import TrafficRun
 
-SCHEMA_VERSION = 1
 _CAPTION = (
     "times in ms · gap: between two arrivals; network: without what the sender was late; control: longest gap of the "
     "control run · interruption by loss and by time as in RFC 6201"
@@ -92,28 +91,6 @@ def warnings(run: TrafficRun) -> list[str]:
     return said
 
 
-def run_json(run: TrafficRun, control: TrafficRun | None) -> dict[str, object]:
-    """The whole run; with `control_gap_us` per flow when there was a control run."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "seconds": run.seconds,
-        "flows": [f.as_json() for f in run.figures(control=control)],
-        "windows": {
-            window.label: [f.as_json() for f in run.figures(window, control=control)] for window in run.windows
-        },
-        "links": {
-            vm: {
-                "carrier_changes": after.carrier_changes - before.carrier_changes,
-                "set_up_anew": after.ifindex != before.ifindex or after.rx_packets < before.rx_packets,
-                "restarted": after.uptime_ns < before.uptime_ns,
-            }
-            for vm, (before, after) in run.links.items()
-        },
-        "clock_error_us": run.clock_error_us,
-        "warnings": warnings(run),
-    }
-
-
 def checks_table(checks: Sequence[Check]) -> Table:
     """The self-test's outcome."""
     table = Table("check", "done on purpose", "lost", "twice", "reordered", "gap ms", "own drops", "")
@@ -123,14 +100,3 @@ def checks_table(checks: Sequence[Check]) -> Table:
         counts = (str(f.lost), str(f.duplicated), str(f.reordered), _ms(f.gap_us), str(f.own_drops))
         table.add_row(check.name, check.expected, *counts, verdict)
     return table
-
-
-def checks_json(checks: Sequence[Check]) -> dict[str, object]:
-    """The self-test's outcome."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "passed": all(check.passed for check in checks),
-        "checks": [
-            {"name": c.name, "expected": c.expected, "passed": c.passed, "figures": c.figures.as_json()} for c in checks
-        ],
-    }
