@@ -24,7 +24,7 @@ def consoles() -> tuple[Console, Console]:
     )
 
 
-def show(document: Any) -> None:
+def print_json(document: Any) -> None:
     """A document on stdout, as JSON."""
     data = document if isinstance(document, Mapping) else asdict(document)
     sys.stdout.write(json.dumps(data, indent=2, default=os.fspath) + "\n")  # what is no value of JSON's is a path

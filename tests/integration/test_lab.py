@@ -137,7 +137,7 @@ def _spawn(spec: LabSpec, *args: str) -> subprocess.Popen[str]:
         "--qemu-binary",
         str(QEMU_BINARY),
     ]
-    command = [sys.executable, "-u", "-m", "upgrader.lab.commands", "up", *options, *args]
+    command = [sys.executable, "-u", "-m", "upgrader.cli.app", "lab", "up", *options, *args]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -184,6 +184,7 @@ CASES: tuple[tuple[str, Scene, int, str], ...] = (
     ("lab-traffic-self-test-json", self_tested(), 2, "lab traffic --self-test --json"),
     ("lab-traffic-self-test-fails", self_tested(passed=False), 2, "lab traffic --self-test"),
     ("refused-lab-up-vms", building(), 2, "lab up --vms 0"),
+    ("refused-lab-up-vms-json", building(), 2, "lab up --vms 0 --json"),
     ("refused-lab-traffic-not-up", fresh, 2, "lab traffic --name nobody"),
     ("help", fresh, 2, "--help"),
     ("help-run", fresh, 2, "run --help"),
@@ -302,7 +303,7 @@ def test_every_verb_has_a_golden_of_what_it_does_and_one_as_json_where_it_has_th
         mine = [typed for typed in done if tuple(typed[: len(words)]) == words]
         assert [typed for typed in mine if "--json" not in typed], words
         takes = {option for param in _of(words).params for option in param.opts}
-        assert not ("--json" in takes) or [typed for typed in mine if "--json" in typed], words
+        assert "--json" not in takes or [typed for typed in mine if "--json" in typed], words
 
 
 def _of(words: tuple[str, ...]) -> Any:

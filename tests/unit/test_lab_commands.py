@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from upgrader.cli import app
 from upgrader.lab import spec as names
-from upgrader.lab.commands import lab_app
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +28,18 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         signal.signal(number, handler)
 
 
+@dataclass
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 def _run(*args: str) -> Result:
-    return CliRunner().invoke(lab_app, list(args))
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = app._main(["lab", *args])
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -36,8 +48,11 @@ def _run(*args: str) -> Result:
 def test_a_bad_option_is_a_usage_error(args: tuple[str, str], tmp_path: Path) -> None:
     done = _run("up", *args)
     assert done.exit_code == 2
+    assert done.stdout == ""
     assert "next:  upgrade lab up" in done.stderr
     assert not (tmp_path / "run").exists()
+    told = json.loads(_run("up", *args, "--json").stdout)
+    assert (told["kind"], told["state"]) == ("error", "nothing was changed")
 
 
 @pytest.mark.parametrize("option", ["--ovs-prefix", "--qemu-binary"])

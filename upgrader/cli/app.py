@@ -20,7 +20,7 @@ from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, hoisted
 from upgrader.cli.reading import config_app
 from upgrader.core.errors import Exit, UpgradeError, UsageError
 from upgrader.core.model import SlotName
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, print_json
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _TYPERS_CTRL_C = 130
@@ -222,12 +222,12 @@ def _main(arguments: list[str]) -> int:
 def _refuse(arguments: list[str], error: UpgradeError) -> int:
     """Show an error, on stdout as JSON where that was asked for, and return its exit code."""
     from upgrader.cli import render  # noqa: PLC0415
-    from upgrader.cli.documents import error_document, show  # noqa: PLC0415
+    from upgrader.cli.documents import error_document  # noqa: PLC0415
 
     error.next = options_of(arguments).command(error.next)
     render.show_error(consoles()[1], error)
     if "--json" in arguments:
-        show(error_document(error))
+        print_json(error_document(error))
     return error.exit_code
 
 

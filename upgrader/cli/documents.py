@@ -15,7 +15,6 @@ from upgrader.core.plan import Plan, StepKind
 from upgrader.core.report import SCHEMA_VERSION, RunReport, report
 from upgrader.core.steering import Arrival
 from upgrader.core.takeover import Standing
-from upgrader.terminal import show as show
 
 if TYPE_CHECKING:
     from upgrader.config import Config

@@ -16,7 +16,7 @@ from upgrader.core.errors import BlockedError, Exit, HostError, UsageError
 from upgrader.core.findings import Finding, Severity
 from upgrader.core.model import SLOTS, SlotName, SteeringRule
 from upgrader.core.steering import Arrival, Strategy, choose, judge, who_gets
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, print_json
 
 if TYPE_CHECKING:
     from upgrader.adapters.overlay_probe import OverlayProbe
@@ -40,7 +40,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     facts, capabilities, rules = steering.facts(), steering.capabilities(), steering.rules()
     strategy = choose(capabilities, vms, settings.policy.accept)
     if as_json:
-        documents.show(
+        print_json(
             documents.NicDocument(
                 pf=settings.nic.pf,
                 adapter=settings.nic.adapter,
@@ -85,7 +85,7 @@ def check(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     findings = (*strategy.findings, *_of_rules(steering.rules()))
     blocking = [f for f in findings if f.severity is Severity.BLOCKING]
     if as_json:
-        documents.show(documents.NicCheckDocument(strategy=strategy.name, findings=findings))
+        print_json(documents.NicCheckDocument(strategy=strategy.name, findings=findings))
         raise typer.Exit(Exit.BLOCKED if blocking else Exit.DONE)
     _say_findings(strategy, findings)
     if blocking:
@@ -131,7 +131,7 @@ def probe(
     seen = found not in (Arrival.SILENT, Arrival.ELSEWHERE)
     if as_json:
         told = documents.NicProbeDocument(vni=vni, mac=mac.lower(), by_rules=slots, arrived=came, verdict=found)
-        documents.show(told)
+        print_json(told)
         raise typer.Exit(Exit.DONE if seen else Exit.BLOCKED)
     out = consoles()[0]
     out.print(f"by the rules      {_join(slots) or 'no slot: it stays with the PF'}")

@@ -11,7 +11,7 @@ from upgrader.cli import here, runs
 from upgrader.cli.options import Json, of
 from upgrader.core.errors import UsageError
 from upgrader.core.lifecycle import RunState
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, print_json
 
 # What follows is imported late, as in `verbs`, which mounts these.
 # ruff: noqa: PLC0415
@@ -40,7 +40,7 @@ def status(
     if as_json:
         from upgrader.cli import documents
 
-        documents.show(documents.status_document(view, pid, protection.standing(settings, journal)))
+        print_json(documents.status_document(view, pid, protection.standing(settings, journal)))
         return
     end = ending(view) if view else None
     if view and end and view.heading.kind == PlanKind.ARM and view.state is RunState.DONE:
@@ -59,7 +59,7 @@ def history(
     if as_json:
         from upgrader.cli import documents
 
-        documents.show(documents.history_document(headings))
+        print_json(documents.history_document(headings))
     else:
         from upgrader.cli import render
 
@@ -86,7 +86,7 @@ def report(
         )
     told = runs.for_the_person(of(context), report_of(view))
     if as_json:
-        documents.show(documents.run_document(told))
+        print_json(documents.run_document(told))
     else:
         render.show_report(consoles()[0], told)
 
@@ -99,7 +99,7 @@ def config_show(context: typer.Context) -> None:
     """Every key with the value that counts, defaults too, as JSON."""
     from upgrader.cli import documents
 
-    documents.show(documents.config_document(here.settings_of(of(context))))
+    print_json(documents.config_document(here.settings_of(of(context))))
 
 
 @config_app.command("validate")

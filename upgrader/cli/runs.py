@@ -12,7 +12,7 @@ from upgrader.cli.options import Globals
 from upgrader.core.errors import Exit, UsageError
 from upgrader.core.findings import forbidden
 from upgrader.core.lifecycle import RunState
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, print_json
 
 if TYPE_CHECKING:
     from upgrader.core.journal import RunView
@@ -38,7 +38,7 @@ def show(facts: HostFacts, made: Plan, *, as_json: bool) -> None:
     render.show_owners(err, facts)
     render.show_findings(err, made.findings)
     if as_json:
-        documents.show(documents.plan_document(made))
+        print_json(documents.plan_document(made))
     elif not made.blocking:
         render.show_plan(out, made)
     require_unblocked(made)
@@ -108,7 +108,7 @@ def ask(options: Globals, request: str, wanted: set[RunState], *, as_json: bool)
         view = follow(journal, started["run_id"], err, seen=started["events"], alive=client.alive)
     told = for_the_person(options, report_of(view))
     if as_json:
-        documents.show(documents.run_document(told))
+        print_json(documents.run_document(told))
     show_report(err if as_json else out, told)
     return Exit.DONE if view.state in wanted else exit_code(view)
 
@@ -148,7 +148,7 @@ def _follow(
         seen = client.call(answer)["events"]
     told = for_the_person(options, report_of(view))
     if as_json:
-        documents.show(documents.run_document(told))
+        print_json(documents.run_document(told))
     render.show_report(err if as_json else out, told)
     if back and view.state is RunState.RESTORED:
         return Exit.DONE

@@ -13,7 +13,7 @@ from upgrader.cli.options import Globals, Json, KeepOld, OnFailure, Yes, logs_of
 from upgrader.core.errors import Exit, UsageError
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import SlotName
-from upgrader.terminal import consoles
+from upgrader.terminal import consoles, print_json
 
 if TYPE_CHECKING:
     from upgrader.core.model import HostFacts
@@ -54,7 +54,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     facts, plan = _plan(of(context))
     out, err = consoles()
     if as_json:
-        documents.show(documents.findings_document(plan.findings, blocked=bool(plan.blocking)))
+        print_json(documents.findings_document(plan.findings, blocked=bool(plan.blocking)))
     else:
         render.show_owners(out, facts)
         render.show_findings(out, plan.findings)

@@ -184,7 +184,8 @@ class Runner:
         return {"run_id": view.heading.run_id if view else 0, "events": len(view.events) if view else 0}
 
     def _carry_out(self, engine: Engine, back: bool) -> None:
-        structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)  # the vigil's lines and the last one, too
+        # of the vigil's lines, too, and of the last one
+        structlog.contextvars.bind_contextvars(run=engine.view.heading.run_id)
         try:
             with self._coordinator.vigil(engine).beside():
                 view = engine.back() if back else engine.forward()

@@ -50,7 +50,7 @@ class _Port:
 
         @wraps(method)
         def call(*args: Any, **keywords: Any) -> Any:
-            with suppress(JournalError):  # one that cannot be read refuses the next intent; a takeover waits for no disk
+            with suppress(JournalError):  # one that cannot be read refuses the next intent; a takeover goes by no disk
                 self._require_claim()
             return method(*args, **keywords)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,18 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 from rich.table import Table
 
-from upgrader.core.errors import Exit, UpgradeError
+from upgrader.core.errors import Exit
 from upgrader.lab import spec as names
 from upgrader.lab.documents import lab_document
 from upgrader.lab.interrupts import raise_once
 from upgrader.lab.spec import LabSpec
 from upgrader.lab.traffic.command import traffic
 from upgrader.lab.up import Lab, LabStatus
-from upgrader.terminal import consoles, show
+from upgrader.terminal import consoles, print_json
 
 lab_app = typer.Typer(
     name="lab",
@@ -41,13 +39,10 @@ def _say(text: str) -> None:
 
 
 def _guarded(action: Callable[[], None], interrupted: str) -> None:
-    """Run a command; show errors in the three parts every error has, and leave with its exit code."""
+    """Run a command that has something to take down when it is interrupted."""
     raise_once(lambda: _say("still taking down what was made"))
     try:
         action()
-    except UpgradeError as error:
-        _say(f"error {error}\n  state: {error.state}\n  next:  {error.next}")
-        raise typer.Exit(int(error.exit_code)) from None
     except KeyboardInterrupt:
         _say(f"interrupted: {interrupted}")
         raise typer.Exit(int(Exit.STOPPED)) from None
@@ -81,7 +76,7 @@ def up(
         took_s = time.monotonic() - start
         _say(f"the lab {name!r} is up ({took_s:.1f} s)" if built else f"the lab {name!r} is up already")
         if json_out:
-            show(lab_document(lab.status(), built=built, took_s=round(took_s, 3)))
+            print_json(lab_document(lab.status(), built=built, took_s=round(took_s, 3)))
         else:
             sys.stdout.write(f"next: upgrade --config {lab.config_path} --host localhost\n")
 
@@ -95,7 +90,7 @@ def status(name: Name = "lab", json_out: Json = False) -> None:
     def action() -> None:
         seen = Lab.existing(name).status()
         if json_out:
-            show(lab_document(seen))
+            print_json(lab_document(seen))
         else:
             _show(seen)
 
@@ -144,12 +139,3 @@ def _show(seen: LabStatus) -> None:
         console.print(f"next: upgrade --config {seen.spec.config_path} --host localhost")
     else:
         console.print(f"next: upgrade lab up --name {seen.spec.name}, or upgrade lab down --name {seen.spec.name}")
-
-
-if __name__ == "__main__":
-    # Without the main command in front nobody has set up logging yet.
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    lab_app()

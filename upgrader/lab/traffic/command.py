@@ -14,7 +14,7 @@ from upgrader.lab.traffic.analysis import Direction
 from upgrader.lab.traffic.connect import lab_named, lab_session
 from upgrader.lab.traffic.render import checks_table, flows_table, warnings
 from upgrader.lab.traffic.session import TrafficRun, TrafficSession
-from upgrader.terminal import consoles, show
+from upgrader.terminal import consoles, print_json
 
 
 def traffic(
@@ -55,7 +55,7 @@ def traffic(
         err.print(f"measuring, {seconds:g} s: do now what is to be measured")
         run = _measure(session, seconds)
     if as_json:
-        show(documents.traffic_document(run, before))
+        print_json(documents.traffic_document(run, before))
     else:
         out.print(flows_table(run.figures(control=before)))
     for warning in warnings(run):
@@ -75,7 +75,7 @@ def _self_test(out: Console, err: Console, *, as_json: bool) -> None:
     with selftest.bench() as bench:
         done = tuple(selftest.checks(bench))
     if as_json:
-        show(documents.self_test_document(done))
+        print_json(documents.self_test_document(done))
     else:
         out.print(checks_table(done))
     failed = [check.name for check in done if not check.passed]

@@ -24,8 +24,8 @@ def _ms(us: int | None) -> str:
 def flows_table(figures: Sequence[FlowFigures], title: str | None = None) -> Table:
     """One row per VM and direction, times in ms."""
     table = Table(title=title, caption=_CAPTION)
-    table.add_column("VM")
-    table.add_column("direction")
+    table.add_column("VM", no_wrap=True)
+    table.add_column("direction", no_wrap=True)
     columns = (
         "sent",
         "lost",
