@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, ProcessesContract, Rig
+from tests.support.contracts import (
+    DatabaseContract,
+    HypervisorContract,
+    OpenFlowContract,
+    ProcessesContract,
+    ResourcesContract,
+    Rig,
+    SocketsContract,
+    WellKnownContract,
+)
 from tests.support.contracts.rig import BRIDGE
+from upgrader.adapters.host_resources import HostResources
 from upgrader.core.model import Bridge, Slot, VmPort
 from upgrader.sim.host import make
 from upgrader.sim.openflow import apply
@@ -53,6 +63,29 @@ class SimRig(Rig):
     def end_vm(self, port: VmPort) -> None:
         self.world.end(port.domain)
 
+    def listens(self, path: Path) -> bool:
+        return path in self.world.listeners
+
+    def leads_to(self, path: Path) -> Path | None:
+        return self.world.links.get(path)
+
+    def addresses(self, slot: Slot, netdev: str) -> set[str]:
+        return set(self.world.addresses.get((slot.name, netdev), ()))
+
+
+class MachineRig(SimRig):
+    """The same, with socket files of this machine: these need no lab."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.host = replace(self.host, resources=HostResources())
+
+    def listens(self, path: Path) -> bool:
+        return path.is_socket() and not path.is_symlink()
+
+    def leads_to(self, path: Path) -> Path | None:
+        return path.readlink() if path.is_symlink() else None
+
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
@@ -69,6 +102,20 @@ class TestDatabase(DatabaseContract):
 
 class TestOpenFlow(OpenFlowContract):
     pass
+
+
+class TestWellKnown(WellKnownContract):
+    pass
+
+
+class TestResources(ResourcesContract):
+    pass
+
+
+class TestSocketsOfTheMachine(SocketsContract):
+    @pytest.fixture
+    def rig(self, tmp_path: Path) -> Rig:
+        return MachineRig(tmp_path)
 
 
 class TestHypervisor(HypervisorContract):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.support.contracts import DatabaseContract, HypervisorContract, OpenFlowContract, ProcessesContract, Rig
+from tests.support.contracts import (
+    DatabaseContract,
+    HypervisorContract,
+    OpenFlowContract,
+    ProcessesContract,
+    ResourcesContract,
+    Rig,
+    WellKnownContract,
+)
 from tests.support.contracts.rig import BRIDGE
 from tests.support.lab_host import LabHost
 from tests.support.slots import ofctl, vsctl
@@ -70,6 +79,18 @@ class LabRig(Rig):
     def end_vm(self, port: VmPort) -> None:
         virsh(self.lab.spec, "destroy", port.domain)
 
+    def listens(self, path: Path) -> bool:
+        return path.is_socket() and not path.is_symlink()
+
+    def leads_to(self, path: Path) -> Path | None:
+        return path.readlink() if path.is_symlink() else None
+
+    def addresses(self, slot: Slot, netdev: str) -> set[str]:
+        told = gate.run(["ip", "-j", "address", "show", "dev", netdev], netns=slot.netns, check=False)
+        links = json.loads(told.stdout) if told.returncode == 0 else []
+        found = [a for link in links for a in link.get("addr_info", ()) if a["scope"] != "link"]
+        return {f"{a['local']}/{a['prefixlen']}" for a in found}
+
 
 @pytest.fixture(scope="module", name="rig")
 def rig_fixture(lab: Lab) -> Iterator[Rig]:
@@ -85,6 +106,14 @@ class TestDatabase(DatabaseContract):
 
 
 class TestOpenFlow(OpenFlowContract):
+    pass
+
+
+class TestWellKnown(WellKnownContract):
+    pass
+
+
+class TestResources(ResourcesContract):
     pass
 
 

@@ -96,10 +96,10 @@ class SimResources:
         return (HugepagePool(0, 2048, 256, 128),)
 
     def netns_exists(self, netns: str | None) -> bool:
-        return True
+        return netns is None or netns in {slot(n).netns for n in SLOTS}
 
     def vf_exists(self, netns: str | None, vf: str) -> bool:
-        return True
+        return (netns, vf) in {(slot(n).netns, slot(n).vf) for n in SLOTS}
 
     def listen(self, path: Path) -> int:
         self._w.call(f"listen {path.name}")
@@ -111,6 +111,7 @@ class SimResources:
             return
         self._w.call(f"redirect {path.name}")
         self._w.links[path] = target
+        self._w.listeners.discard(path)
         self._w.reconnect()
 
     def remove(self, path: Path) -> None:
@@ -120,7 +121,16 @@ class SimResources:
             self._w.removed.add(path)
 
     def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
+        """Of those that the source's bridges have; the netdevs of a switch are gone with it."""
         self._w.call("copy_addresses")
+        held = self._w.databases.get(target.name)
+        there = {b.name for b in held.switch.bridges} if held and self._w.pids[target.name] is not None else set()
+        for name in netdevs:
+            if (found := self._w.addresses.get((source.name, name))) is None:
+                continue
+            if name not in there:
+                raise refused(f"slot {target.name} has no netdev {name}", "NETDEV_MISSING")
+            self._w.addresses[target.name, name] = found
 
 
 class SimWellKnown:
@@ -131,7 +141,16 @@ class SimWellKnown:
         pass
 
     def mend(self) -> SlotName | None:
-        return self._w.control
+        """The slot that has the names, when it runs; where none has, the one that runs, if only one does."""
+        running = [n for n in SLOTS if self._runs(n)]
+        name = self._w.control
+        if name is None and len(running) == 1:
+            name = running[0]
+        if name not in running:
+            return None
+        self._w.control = name
+        self._w.named = self._bridges(name)
+        return name
 
     def current(self) -> SlotName | None:
         return self._w.control
@@ -141,9 +160,17 @@ class SimWellKnown:
 
     def point_to(self, name: SlotName, bridges: Sequence[str]) -> None:
         self._w.call(f"point_to {name}")
-        if self._w.pids[name] is None:
-            raise refused(f"slot {name} is down")
+        if not self._runs(name):
+            raise refused(f"slot {name} is down", "SLOT_DOWN")
         self._w.control = name
+        self._w.named = set(bridges)
+
+    def _runs(self, name: SlotName) -> bool:
+        return self._w.pids[name] is not None and self._w.database_pids[name] is not None
+
+    def _bridges(self, name: SlotName) -> set[str]:
+        held = self._w.databases.get(name)
+        return {b.name for b in held.switch.bridges} if held else set()
 
     def drop_clients(self, slot: SlotName) -> bool:
         self._w.call(f"drop_clients {slot}")
@@ -156,7 +183,8 @@ class SimWellKnown:
         pid = self._w.pids[self._w.control] if self._w.control else None
         database = self._w.database_pids[self._w.control] if self._w.control else None
         names: dict[str, int | None] = {"ovs-vswitchd": pid, "ovsdb-server": database, "db.sock": database}
-        return names | {f"{b}.mgmt": pid for b in bridges}
+        there = self._w.named & self._bridges(self._w.control) if self._w.control else set()
+        return names | {f"{b}.mgmt": pid if b in there else None for b in bridges}
 
 
 class SimClock:
@@ -187,6 +215,8 @@ def make_world(vms: int) -> World:
     )
     for name in ("br-int", "br-phy"):
         world.flows["a", name] = ("priority=10 actions=drop",)
+        world.named.add(name)
+    world.addresses["a", "br-phy"] = ("192.0.2.1/24",)
     world.learned["a", "neighbours", "br-phy", "192.0.2.2"] = "02:09:00:00:00:02"
     return world
 

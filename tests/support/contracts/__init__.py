@@ -8,6 +8,17 @@ from tests.support.contracts.database import DatabaseContract
 from tests.support.contracts.hypervisor import HypervisorContract
 from tests.support.contracts.openflow import OpenFlowContract
 from tests.support.contracts.processes import ProcessesContract
+from tests.support.contracts.resources import ResourcesContract, SocketsContract
 from tests.support.contracts.rig import Rig
+from tests.support.contracts.well_known import WellKnownContract
 
-__all__ = ["DatabaseContract", "HypervisorContract", "OpenFlowContract", "ProcessesContract", "Rig"]
+__all__ = [
+    "DatabaseContract",
+    "HypervisorContract",
+    "OpenFlowContract",
+    "ProcessesContract",
+    "ResourcesContract",
+    "Rig",
+    "SocketsContract",
+    "WellKnownContract",
+]

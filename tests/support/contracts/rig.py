@@ -7,6 +7,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,17 @@ class Rig(ABC):
 
     @abstractmethod
     def end_vm(self, port: VmPort) -> None: ...
+    @abstractmethod
+    def listens(self, path: Path) -> bool:
+        """Whether a socket is bound to that name."""
+
+    @abstractmethod
+    def leads_to(self, path: Path) -> Path | None:
+        """What a symbolic link points to, None where there is none."""
+
+    @abstractmethod
+    def addresses(self, slot: Slot, netdev: str) -> set[str]:
+        """Of a netdev in the slot's namespace, but for those the kernel makes; nothing where there is none."""
 
 
 def a_pid_that_is_none() -> int:
