@@ -176,6 +176,9 @@ class Hypervisor(Protocol):
     def ownership(self, port: VmPort) -> RingOwnership | None:
         """Who serves the port's rings; None when the VM or its netdev is gone."""
 
+    def migrating(self, port: VmPort) -> bool:
+        """Whether the VM is on its way to or from another host: QEMU has taken its standby away, and takes none."""
+
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         """Give the VM its second connection; with `listener_fd`, over a socket that is handed to QEMU.
 

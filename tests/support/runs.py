@@ -93,9 +93,10 @@ def settled(world: World, slot: SlotName, *, kept: bool = False) -> None:
         return
     assert world.pids["b" if slot == "a" else "a"] is None
     assert world.listeners == set()
-    for domain, vm in world.vms.items():
+    for vm in world.vms.values():
         own = vm.ownership.owner if vm.ownership else ""
-        assert {c for d, c in world.chardevs if d == domain} <= {own}, "a second connection was left behind"
+        ours = {c for d, c in world.chardevs if d == vm.domain and c.endswith(f"-{vm.netdev}")}
+        assert ours <= {own}, "a second connection was left behind"
 
 
 def served(world: World) -> None:

@@ -32,7 +32,7 @@ LOOKS = {
         "read", "image", "differences", "in_control", "control", "unready", "wait_for_ports",
     },
     "openflow": {"flows", "groups", "differences", "learned_differences", "traces"},
-    "hypervisor": {"vm_interfaces", "ownership"},
+    "hypervisor": {"vm_interfaces", "ownership", "migrating"},
     "steering": {"capabilities", "facts", "rules", "rule", "arrived"},
     "resources": {"hugepages", "netns_exists", "vf_exists"},
     "well_known": {"current", "problem", "who_answers"},

@@ -38,6 +38,10 @@ log = structlog.get_logger(__name__)
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
+#: MigrationStatus (QEMU's qapi/migration.json) of a VM that is on no way, or no longer.
+_AT_REST = ("none", "completed", "failed", "cancelled")
+
+
 class _VmGoneError(HostError):
     """The VM ended meanwhile."""
 
@@ -92,6 +96,13 @@ class LibvirtQmp:
             return self._ownerships(self._domain(port)).get(port.netdev)
         except _VmGoneError:
             return None
+
+    def migrating(self, port: VmPort) -> bool:
+        try:
+            status = self._qmp(self._domain(port), "query-migrate", {}).get("status", "none")
+        except _VmGoneError:
+            return False
+        return status not in _AT_REST
 
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         """Give the netdev its standby connection; with `listener_fd` the socket is handed over as a new chardev.

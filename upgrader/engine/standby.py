@@ -45,5 +45,4 @@ def attached(context: Context, port: VmPort) -> str:
     if binding is None:
         raise StepError("VM_WITHOUT_PORT", f"{port.label} has no port in slot {context.target.name}",
                         state="its switch serves it", next="upgrade status")  # fmt: skip
-    attach(context, port, binding)
-    return "attached a moment ago"
+    return str(attach(context, port, binding).get("later", "attached a moment ago"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from upgrader.core.model import CHARDEV_PREFIX, Ring, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
-from upgrader.sim.world import World, refused
+from upgrader.sim.world import World, key, refused
 
 _UNTOUCHED = (Ring(1, 256, 1, 0, True),)  # the guest has sent, and nobody took it
 
@@ -28,6 +28,10 @@ class SimHypervisor:
         works = self._w.moves_rings(vm.ownership.owner_pid)
         return vm.ownership if works else replace(vm.ownership, rings=_UNTOUCHED)
 
+    def migrating(self, port: VmPort) -> bool:
+        self._w.look(f"migrating {port.domain}")
+        return self._vm(port) is not None and key(port) in self._w.migrating
+
     def attach_standby(self, port: VmPort, chardev: str, listener_fd: int | None, peer_pid: int) -> None:
         self._w.call(f"attach {port.domain}")
         if self._w.slot_of(peer_pid) is None:
@@ -44,13 +48,15 @@ class SimHypervisor:
             raise refused(f"standby '{chardev}' of netdev '{port.netdev}' is ready, with another peer")
         if now.owner == chardev:
             raise refused(f"chardev '{chardev}' is in use")
+        if key(port) in self._w.migrating:
+            raise refused(f"netdev '{port.netdev}' can have no standby during a migration")
         ours = chardev.startswith(CHARDEV_PREFIX) and listener_fd is not None
-        if not ours and chardev != self._w.vms[port.domain].chardev and (port.domain, chardev) not in self._w.chardevs:
+        if not ours and chardev != self._w.vms[key(port)].chardev and (port.domain, chardev) not in self._w.chardevs:
             raise refused(f"there is no chardev '{chardev}'")
         if ours:
             self._w.chardevs.add((port.domain, chardev))
         self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
-        self._w.reconnect(port.domain)
+        self._w.reconnect(key(port))
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
         self._w.call(f"drop {port.domain} {chardev}")
@@ -87,7 +93,7 @@ class SimHypervisor:
         )
 
     def _drop(self, port: VmPort, chardev: str) -> None:
-        now = self._w.vms[port.domain].ownership
+        now = self._w.vms[key(port)].ownership
         if now is None:
             return
         if now.standby and now.standby.chardev == chardev:
@@ -99,7 +105,7 @@ class SimHypervisor:
         self._w.chardevs.discard((port.domain, chardev))
 
     def _vm(self, port: VmPort) -> VmInterface | None:
-        vm = self._w.vms.get(port.domain)
+        vm = self._w.vms.get(key(port))
         return vm if vm and vm.domain_uuid == port.domain_uuid else None
 
     def _own(self, port: VmPort) -> RingOwnership:
@@ -111,4 +117,4 @@ class SimHypervisor:
         return vm.ownership
 
     def _set(self, port: VmPort, new: RingOwnership) -> None:
-        self._w.vms[port.domain] = replace(self._w.vms[port.domain], ownership=new)
+        self._w.vms[key(port)] = replace(self._w.vms[key(port)], ownership=new)

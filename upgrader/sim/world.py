@@ -25,6 +25,7 @@ from upgrader.core.model import (
     Standby,
     SwitchFacts,
     VmInterface,
+    VmPort,
     listener,
 )
 from upgrader.sim.facts import ovs_interface, ownership
@@ -32,6 +33,11 @@ from upgrader.sim.facts import ovs_interface, ownership
 
 def refused(what: str, code: str = "SIMULATED") -> HostError:
     return HostError(code, what, state="simulated", next="nothing")
+
+
+def key(of: VmInterface | VmPort) -> str:
+    """Of a VM's interface in the world: the VM's name for its first one."""
+    return of.domain if of.netdev == "hostnet0" else f"{of.domain}/{of.netdev}"
 
 
 def dialled(interface: Interface) -> Path:
@@ -85,7 +91,7 @@ PASSING = {"kept": False}  # metadata of what is no part of the host's state: it
 class World:
     """The host's state, and the log of every call with an effect."""
 
-    vms: dict[str, VmInterface]
+    vms: dict[str, VmInterface]  # by `key`
     pids: dict[SlotName, int | None]  # of the switches
     database_pids: dict[SlotName, int | None]
     databases: dict[SlotName, Database]  # the files; not there: an empty one is made
@@ -118,6 +124,7 @@ class World:
     # switches that live and do not work, and how; while somebody waits for one, `waiting` is called
     hung: dict[SlotName, Hang] = field(default_factory=dict, metadata=PASSING)
     waiting: Callable[[], None] = field(default=lambda: None, metadata=PASSING)
+    migrating: set[str] = field(default_factory=set, metadata=PASSING)  # VMs on their way to another host
     in_line: set[tuple[SlotName, str]] = field(default_factory=set, metadata=PASSING)  # at a VM that is served
     watchers: dict[SlotName, list[int]] = field(default_factory=dict, metadata=PASSING)
     # by slot, the paths in a database that was looked into last, by the VM's socket
@@ -238,42 +245,56 @@ class World:
         """A VM's QEMU comes up and listens on libvirt's socket: the switch that dials it serves the VM, if one does."""
         pid = next((pid for name, pid in self.pids.items() if self.dials(name, vm) == vm.socket), None)
         new = replace(ownership(vm.chardev, 0), owner_connected=pid is not None, owner_pid=pid)
-        self.vms[vm.domain] = replace(vm, ownership=new)
-        self.reconnect(vm.domain)
+        self.vms[key(vm)] = replace(vm, ownership=new)
+        self.reconnect(key(vm))
 
-    def reconnect(self, domain: str | None = None) -> None:
+    def reconnect(self, one: str | None = None) -> None:
         """A VM that nobody serves gets the switch that dials libvirt's socket by now, a standby that waits its peer."""
-        for vm in [self.vms[domain]] if domain else list(self.vms.values()):
+        for which, vm in [(one, self.vms[one])] if one else list(self.vms.items()):
             own = vm.ownership
             if own is None:
                 continue
-            dials = [n for n in self.pids if (n, vm.domain) in self.in_line or self.dials(n, vm) == vm.socket]
+            dials = [n for n in self.pids if (n, which) in self.in_line or self.dials(n, vm) == vm.socket]
             name = dials[0] if dials else None
             if own.owner_pid is None and own.owner == vm.chardev and name is not None:
                 own = replace(own, owner_connected=True, owner_pid=self.pids[name])
             waits = own.standby
             peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
-            free = peer is not None and (peer, vm.domain) not in self.in_line
+            free = peer is not None and (peer, which) not in self.in_line
             if waits and peer and free and self.dials(peer, vm) == self.behind(vm, waits.chardev):
                 pid = self.pids[peer]
                 own = replace(own, standby=Standby(waits.chardev, True, True, None, pid, pid))
                 if own.owner_pid is None:
                     own = taken_over(own)
-            self.vms[vm.domain] = replace(vm, ownership=own)
+            self.vms[which] = replace(vm, ownership=own)
             # libvirt's socket takes one peer; the next one's connect(2) succeeds, and waits until that has gone
             inside = {own.owner_pid, own.standby.pid if own.standby else None}
             taken = own.owner == vm.chardev and own.owner_pid is not None
-            self.in_line |= {(n, vm.domain) for n in dials if taken and self.pids[n] not in inside}
-            self.in_line -= {(n, vm.domain) for n in dials if self.pids[n] in inside}
+            self.in_line |= {(n, which) for n in dials if taken and self.pids[n] not in inside}
+            self.in_line -= {(n, which) for n in dials if self.pids[n] in inside}
 
-    def end(self, domain: str) -> None:
-        """A VM ends: its QEMU unlinks the sockets it was bound to."""
-        vm = self.vms.pop(domain)
-        self.in_line = {(n, d) for n, d in self.in_line if d != domain}
-        self.chardevs = {(d, c) for d, c in self.chardevs if d != domain}
+    def end(self, which: str) -> None:
+        """A VM ends, or loses an interface: its QEMU unlinks the sockets it was bound to."""
+        vm = self.vms.pop(which)
+        self.migrating.discard(which)
+        self.in_line = {(n, d) for n, d in self.in_line if d != which}
+        self.chardevs = {(d, c) for d, c in self.chardevs if d != vm.domain or not c.endswith(f"-{vm.netdev}")}
         for database in self.databases.values():
             paths = {dialled(i) for i in database.switch.vhost_interfaces() if origin(i) == str(vm.socket)}
             self.listeners -= {listener(p) for p in paths}
+
+    def migrate(self, domain: str) -> None:
+        """A migration begins: QEMU takes the standby away, and takes none until it is over."""
+        self.migrating.add(domain)
+        vm = self.vms[domain]
+        if vm.ownership:
+            self.vms[domain] = replace(vm, ownership=replace(vm.ownership, standby=None))
+
+    def migrated(self, domain: str, *, stays: bool) -> None:
+        """It is over: the VM has gone, or stays for good."""
+        self.migrating.discard(domain)
+        if not stays and domain in self.vms:
+            self.end(domain)
 
     def restart(self, domain: str) -> None:
         """End a VM and start it again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from upgrader.core.errors import HostError, StepError
 from upgrader.core.model import PortBinding, VmPort, owned_by
@@ -11,6 +12,8 @@ from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.sockets import keep_away, known_ports, reverse
 
 _POLL_S = 0.01
+_MIGRATION_S = 600.0
+_MIGRATION_POLL_S = 0.5
 
 
 class AttachStandby:
@@ -34,6 +37,7 @@ class AttachStandby:
 def attach(context: Context, port: VmPort, binding: PortBinding, *, anew: bool = False) -> Data:
     """Give QEMU the socket that the new switch dials. One that stands by already is left as it is, unless `anew`.
 
+    A VM that is being migrated takes none: it is said to come later, and may not.
     That is libvirt's own where the VM is served over another one, else one that we make.
     """
     host = context.host
@@ -58,6 +62,8 @@ def attach(context: Context, port: VmPort, binding: PortBinding, *, anew: bool =
     except HostError:
         after = host.hypervisor.ownership(port)
         if after is not None and after.owner == now.owner:
+            if host.hypervisor.migrating(port):
+                return {"later": f"{port.label} is being migrated"}
             raise
         return attach(context, port, binding)  # it was restarted, or ended, at that moment
     return {"chardev": chardev}
@@ -112,6 +118,21 @@ def await_ready(context: Context, port: VmPort, binding: PortBinding) -> bool:
                 next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
             )
         host.clock.sleep(_POLL_S)
+
+
+def await_migration(context: Context, port: VmPort, wait: Callable[[float], None]) -> None:
+    """Return when the VM is on no way to another host: it has gone there, or stays. Raises StepError after a long time."""
+    clock = context.host.clock
+    deadline = clock.monotonic_s() + _MIGRATION_S
+    while context.host.hypervisor.migrating(port):
+        if clock.monotonic_s() > deadline:
+            raise StepError(
+                "VM_MIGRATES",
+                f"{port.label} has been being migrated for {_MIGRATION_S:g} s, and QEMU takes no second connection meanwhile",
+                state=f"{port.label} is served by the switch that it was served by",
+                next=f"virsh domjobinfo {port.domain}; virsh domjobabort {port.domain}",
+            )
+        wait(_MIGRATION_POLL_S)
 
 
 def stand_by_again(context: Context, port: VmPort) -> None:

@@ -15,7 +15,7 @@ from upgrader.core.errors import HostError, StepError
 from upgrader.core.model import RingOwnership, Slot, VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.core.report import VmMove
-from upgrader.steps.attach_standby import stand_by_again
+from upgrader.steps.attach_standby import await_migration, stand_by_again
 from upgrader.steps.base import Context, Data, port_of
 from upgrader.steps.open_window import require_rules
 from upgrader.steps.replication import keep_up, left_stale
@@ -53,7 +53,7 @@ class MoveVm:
             stale = left_stale(context)
             if move := hand_on(context, port, now):
                 return {"move": asdict(move), **stale}
-        return {"later": f"{port.label} was restarted since it was given its standby"}
+        return {"later": f"{port.label} was restarted, or began to migrate, since it was given its standby"}
 
     def verify(self, context: Context, step: PlannedStep, data: Data) -> None:
         port = port_of(step)
@@ -89,6 +89,7 @@ def bring_back(context: Context, port: VmPort) -> Data:
         context.host.steering.move_vm(port, (context.source.name,))
         return {}
     if now.standby is None and context.pid(context.source) is not None:
+        await_migration(context, port, context.host.clock.sleep)
         stand_by_again(context, port)
         if (now := context.host.hypervisor.ownership(port)) is None:
             return {}
@@ -102,6 +103,8 @@ def bring_back(context: Context, port: VmPort) -> Data:
         if now is None or owned_by(now, old):  # only steering failed, or it was restarted, or ended, at that moment
             context.host.steering.move_vm(port, (context.source.name,))
             return {}
+        if now.standby is None:  # QEMU took it away at that moment, as when a migration begins: nobody holds on to anything
+            return bring_back(context, port)
         log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
         context.host.processes.kill_switch(context.target)
         _await_owner(context, port, context.source)
@@ -110,7 +113,10 @@ def bring_back(context: Context, port: VmPort) -> Data:
 
 
 def _restarted(context: Context, now: RingOwnership) -> bool:
-    """Whether its QEMU is another one than the standby was attached to: a restarted VM is served as any new one is."""
+    """Whether the standby it was given is gone, the switch behind it or not: a restarted VM is served as any new one is.
+
+    So is one that is on its way to another host: QEMU takes the standby away when a migration begins.
+    """
     return now.standby is None and owned_by(now, context.pid(context.source))
 
 

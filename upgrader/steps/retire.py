@@ -27,7 +27,7 @@ class Retire:
         Refuses while the old switch owns any ring; a VM that has come since is moved first.
         """
         host, source, target = context.host, context.source, context.target
-        moves = bring_late(context)
+        moves = bring_late(context, all_=True)
         _require_works(context)
         _require_idle(context)  # also: a switch may have died since
         host.processes.stop(source)  # from here on there is no way back; all before it can be left as it is
