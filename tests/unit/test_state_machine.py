@@ -48,7 +48,7 @@ policies = st.builds(
 
 
 numbers = st.sampled_from([0, 1, 2, *IDLE])
-churn = st.sampled_from(["start", "end", "restart"])
+churn = st.sampled_from(["start", "end", "restart", "migrate"])
 # what happens in the middle of a run, and before which of its effects (a run of three VMs has about 60)
 soon = st.lists(
     st.tuples(
@@ -152,6 +152,12 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(number=numbers, what=churn)
     def vm(self, number: int, what: str) -> None:
         self._vm(number, what)
+
+    @rule(stays=st.booleans())
+    def migrations_end(self, stays: bool) -> None:
+        for domain in list(self.world.migrating):
+            self._forget(domain, stays=stays)
+            self.world.migrated(domain, stays=stays)
 
     @rule()
     def flow_is_written(self) -> None:
@@ -314,11 +320,12 @@ class AnyHistory(RuleBasedStateMachine):
         runs, has_port = domain in self.world.vms, any(i.name == f"vhu{number}" for i in self.world.switch.interfaces)
         if not has_port or runs == (what == "start"):
             return
+        if what == "migrate":
+            self.world.migrate(domain)
+            return
         if what != "start":
             self.world.end(domain)
-            self.late.discard(domain)
-            self.undialled.discard(domain)
-            self.unserved.discard(domain)
+            self._forget(domain)
         if what != "end":
             self.world.start(vm)
             if (owner := self.world.owners()[domain]) is None:
@@ -326,6 +333,11 @@ class AnyHistory(RuleBasedStateMachine):
                 self.undialled.add(domain)
             elif owner not in self.world.reached(vm):
                 self.late.add(domain)
+
+    def _forget(self, domain: str, *, stays: bool = False) -> None:
+        for known in (self.late, self.undialled, self.unserved):
+            if not stays:
+                known.discard(domain)
 
     def _write_flow(self) -> None:
         serving = set(self.world.owners().values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import starmap
 
 from upgrader.core.in_step import STALE
-from upgrader.core.journal import EventKind, RunView
+from upgrader.core.journal import Data, EventKind, RunView
 from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import SlotName
 from upgrader.core.plan import PlanKind
@@ -155,6 +155,8 @@ def purpose(kind: str, source: SlotName, target: SlotName) -> str:
     }.get(PlanKind(kind), f"slot {source} -> {target}")
 
 
+NO_WAY_ON = "no way on"  # of a state: the switch that the run started is gone, with what was prepared in it
+
 _WORDS = {
     "ASKED": "ASKED: a person asked for it",
     "OVER_BUDGET": "OVER_BUDGET: a VM was without a switch for longer than policy.blackout_budget_us; it stays where it is",
@@ -205,6 +207,8 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
     if view.state is RunState.DONE and view.reason != "ROLLBACK_TOO_LATE":
         return _done(view)
     on_or_back = "upgrade resume   (on), or: upgrade rollback   (back)"
+    if _last_state(view).get(NO_WAY_ON):
+        on_or_back = "upgrade rollback   (the new switch is gone: there is no way on)"
     if view.state is RunState.RESTORED and not any(line.kind == "start-standby" for line in view.heading.steps):
         return (
             "everything was undone: every VM is where it was when this run began",
@@ -230,6 +234,10 @@ def _what_next(view: RunView) -> tuple[str | None, str | None]:
         ),
         RunState.SUPERSEDED: ("as a later run left it", "upgrade history"),
     }[view.state]
+
+
+def _last_state(view: RunView) -> Data:
+    return next((e.data for e in reversed(view.events) if e.kind is EventKind.STATE), {})
 
 
 def detail(data: Mapping[str, object]) -> str:

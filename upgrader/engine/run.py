@@ -18,7 +18,7 @@ from upgrader.core.journal import Data, Event, EventKind, RunView, steps_to_undo
 from upgrader.core.lifecycle import RunState, StepState
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.plan import Plan, PlannedStep, StepKind
-from upgrader.core.report import vm_moves
+from upgrader.core.report import NO_WAY_ON, vm_moves
 from upgrader.engine.control import Control, Request
 from upgrader.ports import Host, Journal, Watcher
 from upgrader.steps import STEPS, Context
@@ -210,7 +210,7 @@ class Engine:
         stuck = self.view.steps[failure.index].effect and not self._undo(failure.index)
         if not stuck and self._decision()[1] is Decision.BACK:
             return self._back(failure.code)  # the new switch is dead, or never lived: there is nothing to go on with
-        return self._state(RunState.OPERATOR_NEEDED if stuck else RunState.HALTED, failure.code)
+        return self._operator_needed(failure.code) if stuck else self._state(RunState.HALTED, failure.code)
 
     def _back(self, reason: str) -> RunView:
         """When a step cannot be undone, others of its kind still are (one VM that cannot go back keeps no other from
@@ -230,7 +230,12 @@ class Engine:
 
     def _needs_operator(self, reason: str) -> RunView:
         self._steer_after()
-        return self._state(RunState.OPERATOR_NEEDED, reason)
+        return self._operator_needed(reason)
+
+    def _operator_needed(self, reason: str) -> RunView:
+        """Where the new switch is gone, with what was prepared in it, there is no way on: it is recorded, to be told."""
+        lost = standby_lost(self.view, self._plan, self._context.pid(self._context.target)) is not None
+        return self._state(RunState.OPERATOR_NEEDED, reason, **({NO_WAY_ON: True} if lost else {}))
 
     def _steer_after(self) -> None:
         """Where a switch died QEMU has moved VMs by itself: their traffic is sent after them before we stop."""
@@ -270,8 +275,8 @@ class Engine:
             log.warning("cannot tell who serves the VMs", error=str(error))
             return False
 
-    def _state(self, to: RunState, reason: str) -> RunView:
-        self._record(EventKind.STATE, None, {"to": str(to), "reason": reason})
+    def _state(self, to: RunState, reason: str, **more: object) -> RunView:
+        self._record(EventKind.STATE, None, {"to": str(to), "reason": reason, **more})
         return self.view
 
     def _record(self, kind: EventKind, index: int | None, data: Data | None = None) -> None:
