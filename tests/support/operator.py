@@ -174,7 +174,7 @@ class InProcess(daemon_client.Client):
     def ping(self) -> bool:
         return bool(self.call("ping")["busy"])
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, *, within_s: float | None = None, **params: Any) -> dict[str, Any]:
         methods: dict[str, Callable[[], Any]] = {
             "ping": lambda: {"busy": self._runner.busy},
             "run": lambda: self._runner.begin(params["plan"]),

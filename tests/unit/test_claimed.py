@@ -107,6 +107,8 @@ def test_a_coordinator_that_was_stopped_and_wakes_up_beside_a_newer_one(tmp_path
         assert code == Exit.UNEXPECTED
         assert "DAEMON_HANGS" in err
         assert f"kill -9 {older.pid}" in err
+        told = host.status()  # which reads, and needs nobody
+        assert told["run"]["outcome"] == "running"
         for name in ("lock", "socket"):
             (host.state / name).unlink()
         host.configure(effect_s=0.0)

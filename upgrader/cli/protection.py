@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 _ARMED_S = 20.0
+_ANSWER_S = 3.0
 _POLL_S = 0.2
 _COLOUR = {"armed": "green", "disarmed": "dim", "arming": "cyan"}
 
@@ -34,6 +35,7 @@ def arm(context: typer.Context, yes: Yes = False, as_json: Json = False) -> None
     from upgrader.core.plan import PlanKind
 
     options = of(context)
+    here.require_free(options)
     settings = here.settings_of(options)
     if settings.takeover.policy == "off":
         raise BlockedError(
@@ -52,6 +54,7 @@ def disarm(context: typer.Context, yes: Yes = False, as_json: Json = False) -> N
     """End the standby; the host has one switch from then on. No VM is moved."""
     from upgrader.core.plan import PlanKind
 
+    here.require_free(of(context))
     question = "End the standby in slot {source}?"
     raise typer.Exit(_run(of(context), PlanKind.DISARM, question, yes=yes, as_json=as_json))
 
@@ -79,21 +82,21 @@ def standing(settings: Config, journal: SqliteJournal) -> Standing:
     from upgrader.core.takeover import Protection, Standing, history
     from upgrader.daemon.client import connect
 
+    why = "no daemon runs: QEMU brings the rings over if the active dies, and nobody turns steering or starts a standby"
+    then = "systemctl start ovs-upgraded   (or: upgrade arm)"
     try:
         client = connect(settings.host.socket)
         if client is not None:
             with client:
-                return _read(client.call("protection"))
-    except UpgradeError:
-        pass  # it is about to end, or too old to know: as if there were none
+                return _read(client.call("protection", within_s=_ANSWER_S))
+    except UpgradeError as error:  # it is about to end, or too old to know: as if there were none
+        if error.code == "DAEMON_HANGS":
+            why, then = error.what, error.next
     past = history(journal.headings(200), time.time_ns())
     if past.state is Protection.DISARMED:
         return Standing(past.state, next="upgrade arm", stale="nobody keeps it so: the host is not armed")
-    why = "no daemon runs: QEMU brings the rings over if the active dies, and nobody turns steering or starts a standby"
     state = Protection.STALE if past.state is Protection.ARMED else past.state
-    return Standing(
-        state, why, "systemctl start ovs-upgraded   (or: upgrade arm)", stale="no daemon runs to keep it so"
-    )
+    return Standing(state, why, then, stale="no daemon runs to keep it so")
 
 
 def _read(told: dict[str, Any]) -> Standing:

@@ -39,13 +39,18 @@ class Client:
         self._stream.close()
         self._socket.close()
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One request and its answer. Raises RemoteError for a refusal, HostError when the daemon is gone."""
+    def call(self, method: str, *, within_s: float | None = None, **params: Any) -> dict[str, Any]:
+        """One request and its answer. Raises RemoteError for a refusal, HostError when the daemon is gone.
+
+        Or, with `within_s`, when it does not answer in that time: one that hangs still has its socket. Then this
+        connection is of no use any more.
+        """
+        self._socket.settimeout(within_s)
         try:
             self._socket.sendall(encode({"method": method, "params": params}))
             answer = read(cast("Stream", self._stream))
         except TimeoutError as error:
-            raise _hangs(peer_pid(self._socket)) from error
+            raise _hangs(peer_pid(self._socket), within_s or 0.0) from error
         except OSError as error:
             raise _gone(str(error)) from error
         if answer is None:
@@ -56,11 +61,8 @@ class Client:
         return result
 
     def ping(self) -> bool:
-        """Whether it carries a run out. Raises HostError when it does not answer: one that hangs still has its socket."""
-        self._socket.settimeout(_ANSWER_S)
-        busy = bool(self.call("ping")["busy"])
-        self._socket.settimeout(None)
-        return busy
+        """Whether it carries a run out. Raises HostError when it does not answer."""
+        return bool(self.call("ping", within_s=_ANSWER_S)["busy"])
 
     def alive(self, wait_s: float = 0.0) -> bool:
         """Whether the daemon is still there; waits for its end for so long."""
@@ -155,10 +157,10 @@ def _start(config: Path) -> None:
         raise RemoteError(answer["error"])
 
 
-def _hangs(pid: int) -> UpgradeError:
+def _hangs(pid: int, within_s: float) -> UpgradeError:
     return HostError(
         "DAEMON_HANGS",
-        f"the coordinator (pid {pid}) does not answer within {_ANSWER_S:g} s",
+        f"the coordinator (pid {pid}) does not answer within {within_s:g} s",
         state="every VM is served by the switch that owns its rings; this command changed nothing",
         next=f"kill -9 {pid}   (no VM notices that), then: upgrade status",
     )

@@ -97,19 +97,24 @@ def bring_back(context: Context, port: VmPort) -> Data:
     try:
         return {"move": asdict(hand_over(context, port, now, context.target, context.source))}
     except HostError as error:
-        old, now = context.pid(context.source), context.host.hypervisor.ownership(port)
-        if old is None:
-            raise  # it is the old switch that died, and the new one the only one that lives
-        if now is None or owned_by(now, old):  # only steering failed, or it was restarted, or ended, at that moment
-            context.host.steering.move_vm(port, (context.source.name,))
-            return {}
-        if now.standby is None:  # QEMU took it away at that moment, as when a migration begins: nobody holds on to anything
-            return bring_back(context, port)
-        log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
-        context.host.processes.kill_switch(context.target)
-        _await_owner(context, port, context.source)
+        return _not_handed_back(context, port, error)
+
+
+def _not_handed_back(context: Context, port: VmPort, error: HostError) -> Data:
+    """After a hand-over to the old switch that failed: what is left to be done by who has the rings."""
+    old, now = context.pid(context.source), context.host.hypervisor.ownership(port)
+    if old is None:
+        raise error  # it is the old switch that died, and the new one the only one that lives
+    if now is None or owned_by(now, old):  # only steering failed, or it was restarted, or ended, at that moment
         context.host.steering.move_vm(port, (context.source.name,))
-        return {"killed": context.target.name}
+        return {}
+    if now.standby is None:  # QEMU took it away at that moment, as when a migration begins: nobody holds on to anything
+        return bring_back(context, port)
+    log.warning("the new switch does not let go, killing it", vm=port.label, error=str(error))
+    context.host.processes.kill_switch(context.target)
+    _await_owner(context, port, context.source)
+    context.host.steering.move_vm(port, (context.source.name,))
+    return {"killed": context.target.name}
 
 
 def _restarted(context: Context, now: RingOwnership) -> bool:
