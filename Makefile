@@ -64,7 +64,7 @@ patches-check: venv ## form and pins of the series for the original versions; TR
 show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused qtests demo test"
 	$(PY) -m tests.show.upgrade $(PARTS)
 
-show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands cost bench kills"
+show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands churn contracts daemon cli cost bench kills"
 	$(PY) -m tests.show.coordinator $(PARTS)
 
 show-replication: stack ## all that replication must show; PARTS="equal corpus follow control findings learned stale versions warm writer bench packet"

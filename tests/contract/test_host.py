@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,12 @@ class SimRig(Rig):
 
     def end_vm(self, port: VmPort) -> None:
         self.world.end(port.domain)
+
+    @contextmanager
+    def migrating(self, port: VmPort) -> Iterator[None]:
+        self.world.migrate(port.domain)
+        yield
+        self.world.migrated(port.domain, stays=True)
 
     def listens(self, path: Path) -> bool:
         return path in self.world.listeners

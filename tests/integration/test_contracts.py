@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.contracts import (
 )
 from tests.support.contracts.rig import BRIDGE
 from tests.support.lab_host import LabHost
+from tests.support.migration import migrating
 from tests.support.slots import ofctl, vsctl
 from upgrader.adapters import gate
 from upgrader.adapters.ofctl.programs import appctl
@@ -78,6 +80,9 @@ class LabRig(Rig):
 
     def end_vm(self, port: VmPort) -> None:
         virsh(self.lab.spec, "destroy", port.domain)
+
+    def migrating(self, port: VmPort) -> AbstractContextManager[None]:
+        return migrating(self.lab, port.domain)
 
     def listens(self, path: Path) -> bool:
         return path.is_socket() and not path.is_symlink()

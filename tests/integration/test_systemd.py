@@ -155,6 +155,30 @@ def test_the_coordinator_runs_as_its_unit_says(box: SystemdBox, host_in_box: Pat
     assert (show("ActiveState"), show("Result")) == ("inactive", "success")
 
 
+def test_a_coordinator_that_hangs_is_ended_by_its_watchdog_and_started_again(
+    box: SystemdBox, host_in_box: Path, tmp_path: Path
+) -> None:
+    daemon = Path(sys.executable).with_name("ovs-upgraded")
+    quick = f"WatchdogSec=2s\nTimeoutAbortSec=1s\nStandardError=append:{tmp_path / 'errors'}\n"
+    drop_in(box, tmp_path, f"{daemon} --config {host_in_box}", quick)
+    box.run("systemctl", "start", "ovs-upgraded", timeout_s=30)
+
+    def show(what: str) -> str:
+        return box.run("systemctl", "show", "-P", what, "ovs-upgraded").stdout.strip()
+
+    first = show("MainPID")
+    time.sleep(4)
+    assert show("MainPID") == first, "as long as it beats it is left alone"
+    box.run("kill", "-STOP", first)
+    deadline = time.monotonic() + 20
+    while (again := show("MainPID")) in (first, "0") or show("ActiveState") != "active":
+        assert time.monotonic() < deadline, (tmp_path / "errors").read_text()[-3000:]
+        time.sleep(0.1)
+    assert again != first
+    assert show("NRestarts") != "0"
+    box.run("systemctl", "stop", "ovs-upgraded")
+
+
 def test_a_coordinator_whose_switches_would_be_its_children_refuses(
     box: SystemdBox, host_in_box: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Everything the coordinator must show, run for real: a line an item with figure and limit, non-zero if one fails.
 
-make show-coordinator                    # all of it, about half an hour
+make show-coordinator                    # all of it, about three quarters of an hour
 make show-coordinator PARTS="kills cost" # some of it
 """
 
@@ -24,9 +24,20 @@ from upgrader.core.lifecycle import UNFINISHED
 from upgrader.core.model import other_slot
 from upgrader.lab.up import Lab
 
-SIMULATED = "tests/unit/test_coordinator.py"
+SIMULATED = (
+    "tests/unit/test_coordinator.py",
+    "tests/unit/test_claimed.py",
+    "tests/unit/test_churn.py",
+)
 HISTORIES = "tests/unit/test_state_machine.py"
 LAB = "tests/integration/test_coordinator.py"
+DAEMON = (
+    "tests/unit/test_daemon.py",
+    "tests/unit/test_daemon_logs.py",
+    "tests/unit/test_watchdog.py",
+    "tests/unit/test_units.py",
+    "tests/integration/test_systemd.py",
+)
 
 INTENT, OUTCOME = EventKind.INTENT, EventKind.OUTCOME
 # Points of a run of four VMs at which its coordinator is killed, each once before `resume` and once before `rollback`
@@ -35,6 +46,7 @@ POINTS = (
     (OUTCOME, "start-standby", 0),
     (INTENT, "replicate", 0),
     (OUTCOME, "replicate", 0),
+    (INTENT, "prove", 0),
     (INTENT, "attach-standby", 0),
     (OUTCOME, "attach-standby", 2),
     (INTENT, "open-window", 0),
@@ -44,6 +56,9 @@ POINTS = (
     (INTENT, "move-vm", 3),
     (INTENT, "catch-up", 0),
     (OUTCOME, "close-window", 0),
+    (INTENT, "move-control", 0),
+    (INTENT, "promote", 0),
+    (OUTCOME, "promote", 0),
     (INTENT, "soak", 0),
     (INTENT, "retire", 0),
 )
@@ -100,7 +115,8 @@ def _killed(it: Lab, host: LabHost, kind: EventKind, step: str, nth: int, way: s
 
 def simulated() -> Iterator[Item]:
     """All points, and histories that were never tried before, on the simulated host."""
-    yield from tested(SIMULATED)
+    for file in SIMULATED:
+        yield from tested(file)
     yield from tested(HISTORIES, env={"STATE_MACHINE_EXAMPLES": "1500"})
 
 
@@ -115,6 +131,33 @@ def commands() -> Iterator[Item]:
         "test_reading_needs_no_coordinator",
     )
     yield from tested(LAB, *names)
+
+
+def churn() -> Iterator[Item]:
+    """VMs that reboot, stop, start, gain or lose a port, or migrate while a run is half-way: on the real stack."""
+    yield from tested("tests/integration/test_churn.py")
+
+
+def contracts() -> Iterator[Item]:
+    """The simulated host and the real adapters, held to the same suites."""
+    yield from tested("tests/contract/test_host.py")
+    yield from tested("tests/integration/test_contracts.py")
+
+
+def daemon() -> Iterator[Item]:
+    """Socket, log, watchdog and units, these under a real systemd."""
+    for file in DAEMON:
+        yield from tested(file)
+
+
+def command_line() -> Iterator[Item]:
+    """What each verb prints, on a terminal and off it, and its JSON against the published schemas; over ssh."""
+    for file in (
+        "tests/unit/test_cli_golden.py",
+        "tests/unit/test_cli_published.py",
+        "tests/integration/test_remote.py",
+    ):
+        yield from tested(file)
 
 
 def cost() -> Iterator[Item]:
@@ -188,6 +231,10 @@ def bench() -> Iterator[Item]:
 PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "simulated": simulated,
     "commands": commands,
+    "churn": churn,
+    "contracts": contracts,
+    "daemon": daemon,
+    "cli": command_line,
     "cost": cost,
     "bench": bench,
     "kills": kills,

@@ -67,6 +67,7 @@ class HypervisorContract:
             replace(port, netdev="hostnet9"),
         ):
             assert hypervisor.ownership(unknown) is None
+            assert not hypervisor.migrating(unknown)
             hypervisor.drop_connection(unknown, f"{CHARDEV_PREFIX}-x")
             with refused():
                 hypervisor.switch(unknown, port.chardev, 0)
@@ -190,6 +191,27 @@ class HypervisorContract:
         eventually(ready, "the active to stand by over libvirt's socket")
         hypervisor.switch(port, chardev, generation + 1)
         assert rig.own(port).owner_pid == rig.pid(rig.active)
+
+    def test_a_vm_that_migrates_has_no_standby(self, rig: Rig, port: VmPort) -> None:
+        hypervisor = rig.host.hypervisor
+        assert not hypervisor.migrating(port)
+        chardev = attached(rig, port)
+        before = rig.own(port)
+        with rig.migrating(port):
+            assert hypervisor.migrating(port)
+            now = rig.own(port)
+            assert (now.owner, now.owner_pid, now.generation) == (before.owner, before.owner_pid, before.generation)
+            assert now.standby is None
+            hypervisor.drop_connection(port, chardev)
+            with refused():
+                rig.attach(port)
+            with refused():
+                hypervisor.switch(port, now.owner, now.generation)
+            assert rig.own(port).standby is None
+            assert rig.own(port).owner_pid == before.owner_pid
+        assert not hypervisor.migrating(port)
+        attached(rig, port)
+        assert rig.own(port).generation == before.generation
 
     def test_a_standby_that_dies(self, rig: Rig, port: VmPort) -> None:
         hypervisor = rig.host.hypervisor

@@ -115,6 +115,10 @@ class Rig(ABC):
     @abstractmethod
     def end_vm(self, port: VmPort) -> None: ...
     @abstractmethod
+    def migrating(self, port: VmPort) -> AbstractContextManager[None]:
+        """While inside, the VM is on its way to another host; then it stays."""
+
+    @abstractmethod
     def listens(self, path: Path) -> bool:
         """Whether a socket is bound to that name."""
 
