@@ -134,7 +134,7 @@ def _forget_tlvs(target: Slot, bridge: str, state: BridgeState, stale: Sequence[
     """Delete mappings, and before them the flows that use them; returns what is left."""
     gone = openflow.using(state.flows, stale)
     if gone:
-        _bundle(target, bridge, [f"flow delete_strict {openflow.identity(f)}" for f in gone])
+        _bundle(target, bridge, [f"flow delete_strict {openflow.strictly(f)}" for f in gone])
     ofctl(target, target, bridge, "del-tlv-map", ",".join(stale))
     left = set(gone)
     return BridgeState(
