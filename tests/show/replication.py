@@ -27,8 +27,10 @@ def equal() -> Iterator[Item]:
 
 
 def corpus() -> Iterator[Item]:
-    """Switches made up by hypothesis."""
+    """Switches made up by hypothesis, up to the largest that is promised; every mutation of each is named."""
+    yield from tested("tests/unit/test_openflow.py")
     yield from tested("tests/integration/test_corpus.py")
+    yield from tested("tests/integration/lab_corpus.py")
 
 
 def follow() -> Iterator[Item]:
@@ -44,8 +46,9 @@ def control() -> Iterator[Item]:
 
 
 def findings() -> Iterator[Item]:
-    """What is not carried over, each with its code."""
+    """What is not carried over, each with its code: from made-up facts, and from those of a real switch."""
     yield from tested("tests/unit/test_findings.py")
+    yield from tested("tests/integration/test_findings.py")
 
 
 def versions() -> Iterator[Item]:

@@ -182,6 +182,7 @@ def test_what_cannot_be_carried_blocks(facts: HostFacts, code: str) -> None:
         (bridge(controllers=("tcp:192.0.2.1:6653",)), "CONTROLLER_STATE_NOT_CARRIED", Severity.INFO),
         (bridge(flows=("priority=1 actions=CONTROLLER:65535",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (bridge(flows=("priority=1 actions=controller(reason=no_match)",)), "CONTROLLER_ACTIONS", Severity.WARNING),
+        (bridge(groups=("group_id=1,type=all,bucket=actions=CONTROLLER:9",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (with_interface("geneve"), None, Severity.WARNING),
         (host_facts(switch=switch_facts(2, managers=("ssl:192.0.2.1:6640",))), None, Severity.WARNING),
     ],
@@ -211,6 +212,7 @@ def test_what_can_be_accepted_is_said_with_how(code: str) -> None:
     hosts = [
         host_facts(slots=(slot_facts("a", runs=True), shared)),
         bridge(flows=("priority=1 actions=NORMAL",)),
+        bridge(groups=("group_id=1,type=all,bucket=actions=NORMAL",)),
         bridge(controllers=("tcp:127.0.0.1:6653",)),
         host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))),
         *(

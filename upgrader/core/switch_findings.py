@@ -73,7 +73,7 @@ def _switch_config(facts: HostFacts) -> Iterator[Finding]:
                 f"bridge {bridge.name} uses connection tracking, which cannot be carried to another process: {stateful}",
                 "take ct() out of the flows: forwarding has to be stateless",
             )
-        learning = next((f for f in bridge.flows if _LEARNING.search(f)), None)
+        learning = next((f for f in (*bridge.flows, *bridge.groups) if _LEARNING.search(f)), None)
         if learning:
             yield blocking(
                 "LEARNING_IN_USE",
@@ -135,7 +135,7 @@ def _control(facts: HostFacts) -> Iterator[Finding]:
             "counters and ages begin anew",
             "nothing: they connect once more, and set what they want as after any reconnection",
         )
-    asking = {b.name: f for b in switch.bridges for f in b.flows if _CONTROLLER.search(f)}
+    asking = {b.name: f for b in switch.bridges for f in (*b.flows, *b.groups) if _CONTROLLER.search(f)}
     for name, flow in asking.items():
         yield Finding(
             "CONTROLLER_ACTIONS",
