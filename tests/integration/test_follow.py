@@ -92,6 +92,33 @@ def test_a_writer_at_work_is_followed_and_both_end_equal(context: Context) -> No
     assert replication.differences(context, a, b) == ()
 
 
+def test_groups_that_come_and_go_with_their_flows_stop_no_round(context: Context) -> None:
+    """Flows and groups are read one after the other: a flow whose group has gone meanwhile is in no switch any more."""
+    a, b = context.source, context.target
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number = number % 50 + 1
+            ofctl(a, "add-group", "br-int", f"group_id={number},type=all,bucket=actions=drop")
+            ofctl(a, "add-flow", "br-int", f"table=6,priority={number},ip actions=group:{number}")
+            ofctl(a, "del-groups", "br-int", f"group_id={number}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    following = replication.Following(every_s=0.0)
+    try:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            assert following.poll(context).failure is None
+    finally:
+        stop.set()
+        writer.join()
+    replication.follow(context, a, b)
+    assert replication.differences(context, a, b) == ()
+
+
 def test_a_monitor_that_is_lost_is_said_and_no_vm_is_moved_on_it(context: Context) -> None:
     a = context.source
     following = replication.Following(every_s=0.1)
