@@ -58,21 +58,22 @@ def _bridge(draw: st.DrawFn, number: int, bridges: int, flows_wanted: int, ports
         (f"{name}-q{n}", "type=internal", f"ofport_request={100 + n}") for n in range(max(0, ports_wanted - len(ports)))
     ]
     numbers = st.sampled_from([int(next(w for w in p if "request" in w).partition("=")[2]) for p in ports])
-    tlvs = draw(st.dictionaries(st.integers(0, 3), st.sampled_from([4, 8, 12]), max_size=3))
-    meters = draw(st.dictionaries(st.integers(1, 9), _meters, max_size=3))
-    groups = _groups(draw, numbers)
+    least = 2 if flows_wanted else 0  # a large one has all that there is, and a small one may have nothing
+    tlvs = draw(st.dictionaries(st.integers(0, 3), st.sampled_from([4, 8, 12]), min_size=least, max_size=3))
+    meters = draw(st.dictionaries(st.integers(1, 9), _meter(least), min_size=least, max_size=3))
+    groups = _groups(draw, numbers, every=bool(flows_wanted))
     flows: dict[str, str] = {}
-    actions = _actions(numbers, [openflow.group_id(g) for g in groups], list(meters), set(tlvs))
+    possible = _actions(numbers, [openflow.group_id(g) for g in groups], list(meters), set(tlvs))
     for _ in range(draw(st.integers(0, 25))):
-        flows[draw(_matches(set(tlvs)))] = draw(actions)
-    some = draw(st.lists(actions, min_size=5, max_size=20))
+        flows[draw(_matches(set(tlvs)))] = draw(st.one_of(possible))
+    some = [draw(actions) for actions in possible] if flows_wanted else []
     more = (_one_of_many(n, some) for n in range(max(0, flows_wanted - len(flows))))
     subnet = f"10.{100 + number}.0"
     hosts = st.integers(2, 90)
-    neighbours = draw(
-        st.sets(st.one_of(hosts.map(f"{subnet}.{{}}".format), hosts.map(f"fd0{number}::{{}}".format)), max_size=4)
-    )
-    routes = draw(st.dictionaries(st.integers(0, 99).map(f"172.{20 + number}.{{}}.0/24".format), hosts, max_size=4))
+    addresses = st.one_of(hosts.map(f"{subnet}.{{}}".format), hosts.map(f"fd0{number}::{{}}".format))
+    neighbours = draw(st.sets(addresses, min_size=least, max_size=4))
+    prefixes = st.integers(0, 99).map(f"172.{20 + number}.{{}}.0/24".format)
+    routes = draw(st.dictionaries(prefixes, hosts, min_size=least, max_size=4))
     return BridgeCorpus(
         name=name,
         options=("datapath_type=netdev", draw(st.sampled_from(["fail_mode=secure", "fail_mode=standalone"])),
@@ -99,7 +100,7 @@ def _one_of_many(number: int, actions: list[str]) -> str:
 
 
 @st.composite
-def _meter(draw: st.DrawFn) -> str:
+def _meter(draw: st.DrawFn, least: int) -> str:
     burst = draw(st.booleans())
     flags = [
         draw(st.sampled_from(["kbps", "pktps"])),
@@ -108,12 +109,11 @@ def _meter(draw: st.DrawFn) -> str:
     ]
     bands = [
         f"type=drop,rate={rate}" + (f",burst_size={rate + 7}" if burst else "")
-        for rate in draw(st.lists(st.integers(1, 9999), min_size=1, max_size=3))
+        for rate in draw(st.lists(st.integers(1, 9999), min_size=max(1, least), max_size=3))
     ]
     return f"{','.join(flags)},bands={','.join(bands)}"
 
 
-_meters = _meter()
 _port_settings = st.lists(
     st.sampled_from(["external_ids:iface-id=x", "mtu_request=1400", "ingress_policing_rate=1000", "other_config:k=v"]),
     unique=True,
@@ -121,12 +121,16 @@ _port_settings = st.lists(
 )
 
 
-def _groups(draw: st.DrawFn, ports: st.SearchStrategy[int]) -> tuple[str, ...]:
+_GROUPS = ("all", "select", "select,selection_method=hash", "indirect", "ff")
+
+
+def _groups(draw: st.DrawFn, ports: st.SearchStrategy[int], *, every: bool) -> tuple[str, ...]:
+    """Some groups, or some of every type."""
     found: list[str] = []
-    for number in range(1, draw(st.integers(0, 5)) + 1):
-        kind = draw(st.sampled_from(["all", "select", "select,selection_method=hash", "indirect", "ff"]))
+    for number in range(1, draw(st.integers(2 * len(_GROUPS) if every else 0, 12 if every else 5)) + 1):
+        kind = _GROUPS[number % len(_GROUPS)] if every else draw(st.sampled_from(_GROUPS))
         buckets = []
-        for _ in range(1 if kind == "indirect" else draw(st.integers(1, 3))):
+        for _ in range(1 if kind == "indirect" else draw(st.integers(2 if every else 1, 3))):
             port = draw(ports)
             before = [openflow.group_id(g) for g in found]
             to = (
@@ -170,25 +174,27 @@ _LEARNS = (
 
 def _actions(
     ports: st.SearchStrategy[int], groups: list[int], meters: list[int], tlvs: set[int]
-) -> st.SearchStrategy[str]:
-    last = [
+) -> list[st.SearchStrategy[str]]:
+    return [
         st.just("drop"),
         st.just("NORMAL"),
         ports.map("output:{}".format),
         st.just("resubmit(,20)"),
-        st.sampled_from(_LEARNS),
+        *map(st.just, _LEARNS),
         st.just("mod_vlan_vid:7,output:1"),
         *[st.just(f"group:{g}") for g in groups],
         *[st.just(f"meter:{m},output:1") for m in meters],
         *[st.just(f"set_field:{t + 1:#x}->tun_metadata{t},output:40") for t in tlvs],
     ]
-    return st.one_of(last)
 
 
 @st.composite
 def corpora(draw: st.DrawFn, flows: int = 0, ports: int = 0) -> tuple[BridgeCorpus, ...]:
-    """A switch of one to three bridges, joined by patch ports; the first has at least so many flows and ports."""
-    number = draw(st.integers(1, 3))
+    """A switch of one to three bridges, joined by patch ports; the first has at least so many flows and ports.
+
+    Where flows are asked for, it has groups of every type, meters and TLV fields as well, and flows that use each.
+    """
+    number = draw(st.integers(2 if flows else 1, 3))
     first = draw(_bridge(0, number, flows, ports))
     return (first, *(draw(_bridge(n, number, 0, 0)) for n in range(1, number)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from tests.support.slots import ofctl, vsctl
@@ -65,23 +65,41 @@ def mutate(slot: Slot, mutations: Iterable[Mutation]) -> None:
         (ofctl if program == "ofctl" else appctl)(slot, *arguments)
 
 
+@dataclass
+class _Heap:
+    """Kinds of mutations that are made together; what they concern, of which kinds that is, and what they take along."""
+
+    names: list[str] = field(default_factory=list)
+    subjects: set[tuple[str, str]] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
+    along: set[str] = field(default_factory=set)
+
+    def takes(self, other: _Heap) -> bool:
+        """Whether neither disturbs the other."""
+        return not (self.subjects & other.subjects or self.kinds & other.along or self.along & other.kinds)
+
+
 def at_once(every: Mapping[str, list[Mutation]]) -> dict[str, list[Mutation]]:
     """The same, in as few heaps as can be of which no two concern the same thing, or what the other takes along."""
-    heaps: list[tuple[list[str], set[tuple[str, str]], set[str], set[str]]] = []
+    heaps: list[_Heap] = []
     for how, made in every.items():
         # buckets and bands are of one thing: they are set together
-        subjects = {
-            (where, what.partition(" bucket ")[0].partition(" band ")[0]) for m in made for _, where, what in m.named
-        }
-        kinds = {kind for m in made for kind, _, _ in m.named}
-        along = {kind for m in made for kind in m.along}
-        heap = next((h for h in heaps if not (h[1] & subjects or along & h[2] or h[3] & kinds)), None)
+        whole = {(where, re.split(" (?:bucket|band) ", what)[0]) for m in made for _, where, what in m.named}
+        this = _Heap(
+            [how],
+            whole,
+            {kind for m in made for kind, _, _ in m.named},
+            {kind for m in made for kind in m.along},
+        )
+        heap = next((h for h in heaps if h.takes(this)), None)
         if heap is None:
-            heaps.append(heap := ([], set(), set(), set()))
-        heap[0].append(how)
-        for all_of, more in zip(heap[1:], (subjects, kinds, along), strict=True):
-            all_of.update(more)
-    return {", ".join(names): [m for how in names for m in every[how]] for names, *_ in heaps}
+            heaps.append(this)
+            continue
+        heap.names += this.names
+        heap.subjects |= this.subjects
+        heap.kinds |= this.kinds
+        heap.along |= this.along
+    return {", ".join(h.names): [m for how in h.names for m in every[how]] for h in heaps}
 
 
 def untold(found: Iterable[Difference], mutations: Sequence[Mutation]) -> tuple[set[Named], list[Difference]]:
@@ -266,8 +284,8 @@ def _of_tunnels(slot: Slot, bridges: Sequence[str]) -> Some:
     set_to = {where: ("appctl", "tnl/neigh/set", *where, mac) for where, mac in known.items()}
     forget = ("appctl", "tnl/neigh/flush")  # no command forgets one of them
     for bridge, ip in known:
-        other = (("appctl", "tnl/neigh/set", bridge, ip, "02:00:00:00:99:99"),)
-        yield "neighbour changed", Mutation((("neighbour", bridge, ip),), other)
+        anew = ("appctl", "tnl/neigh/set", bridge, ip, "02:00:00:00:99:99")
+        yield "neighbour changed", Mutation((("neighbour", bridge, ip),), (anew,))
     if known:
         every = tuple(("neighbour", *where) for where in known)
         yield "neighbours removed", Mutation(every, (forget,))

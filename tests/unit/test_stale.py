@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -276,8 +277,7 @@ def test_once_replication_is_not_to_be_relied_on_no_further_vm_is_moved(
         return happens(run, name) if moved else None
 
     run.world.fault = fault
-    policy = Policy(soak_s=0.0, canary_check_s=0.0, on_failure=on_failure)
-    run.setup = type(run.setup)(**{**_fields(run), "policy": policy})
+    run.setup = replace(run.setup, policy=Policy(soak_s=0.0, canary_check_s=0.0, on_failure=on_failure))
     view = run.begin().forward()
     assert "REPLICATION_STALE" in str(report(view).error)
     assert why in str(report(view).error)
