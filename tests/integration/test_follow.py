@@ -145,14 +145,19 @@ def _restart_database(slot: Slot, meanwhile: object) -> None:
 
 def test_what_either_switch_learned_the_other_knows_while_a_host_is_half_moved(context: Context) -> None:
     a, b = context.source, context.target
+    add_port(a, "p1")
     replication.keep_up(context)
     SlotProcesses().appctl(a, "tnl/neigh/set", "br-int", "10.9.0.2", "02:00:00:00:00:02")
     SlotProcesses().appctl(b, "tnl/neigh/set", "br-int", "10.9.0.3", "02:00:00:00:00:03")
+    for slot, mac in ((a, "020000000aaa"), (b, "020000000bbb")):
+        frame = f"ffffffffffff{mac}88b5".ljust(120, "0")
+        ofctl(slot, "packet-out", "br-int", f"in_port=1,packet={frame},actions=NORMAL")
     context.freshness.at_s = None
     replication.keep_up(context)
     for slot in (a, b):
-        shown = SlotProcesses().appctl(slot, "tnl/neigh/show")
-        assert [mac in shown for mac in ("02:00:00:00:00:02", "02:00:00:00:00:03")] == [True, True]
+        shown = SlotProcesses().appctl(slot, "tnl/neigh/show") + SlotProcesses().appctl(slot, "fdb/show", "br-int")
+        learned = ("02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:0a:aa", "02:00:00:00:0b:bb")
+        assert [mac in shown for mac in learned] == [True] * 4
 
 
 def _processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
