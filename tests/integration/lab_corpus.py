@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.test_corpus import follow, pair_fixture, require_all, require_equal
-from tests.support.corpus import LARGEST, apply, corpora
+from tests.integration.test_corpus import become, pair_fixture, require_all
+from tests.support.corpus import LARGEST, corpora
 from tests.support.slots import Pair
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.ovsdb import Ovsdb
@@ -33,9 +33,7 @@ FLOWS, PORTS = LARGEST
 def test_as_many_flows_and_ports_as_are_promised(
     pair: Pair, record_property: Callable[[str, object], None], data: st.DataObject
 ) -> None:
-    apply(pair.a, data.draw(corpora(FLOWS, PORTS)))
-    follow(pair)
-    require_equal(pair, "replicated")
+    become(pair, data.draw(corpora(FLOWS, PORTS)))
     flows = sum(len(Ofctl().flows(pair.b, bridge.name)) for bridge in Ovsdb().read(pair.b).bridges)
     ports = len(Ovsdb().read(pair.b).interfaces)
     assert (flows >= FLOWS, ports >= PORTS) == (True, True)
