@@ -100,6 +100,7 @@ CONTROLLER = ("set-controller", BR, "tcp:127.0.0.1:6653")
         (CONTROLLER, {"CONTROLLER_LOOPBACK", "CONTROLLER_STATE_NOT_CARRIED"}),
         (("set-controller", BR, "tcp:192.0.2.9:6653"), {"CONTROLLER_STATE_NOT_CARRIED"}),
         (("set-manager", "ptcp:6640:127.0.0.1"), {"MANAGER_LOOPBACK"}),
+        (("set-manager", "ptcp:6640"), {"MANAGER_LOOPBACK"}),
         (("add-br", "br-kernel"), {"KERNEL_DATAPATH"}),
         (("--", "set", "bridge", BR, "protocols=OpenFlow10"), {"OPENFLOW_TOO_OLD"}),
         (("--", "set", "interface", "p1", "type=quantum"), {"INTERFACE_TYPE_UNKNOWN"}),

@@ -155,6 +155,8 @@ def test_a_vm_without_vni_cannot_be_steered() -> None:
         (bridge(controllers=("tcp:127.0.0.1:6653",)), "CONTROLLER_LOOPBACK"),
         (bridge(controllers=("tcp:192.0.2.1:6653", "ssl:[::1]:6653")), "CONTROLLER_LOOPBACK"),
         (host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))), "MANAGER_LOOPBACK"),
+        (host_facts(switch=switch_facts(2, managers=("ptcp:6640",))), "MANAGER_LOOPBACK"),
+        (host_facts(switch=switch_facts(2, managers=("pssl:6640:[::]",))), "MANAGER_LOOPBACK"),
         (speaking("LACP on port bond0"), "LACP_IN_USE"),
         (speaking("a bond on port bond0"), "BOND_IN_USE"),
         (speaking("STP on bridge br-int"), "STP_IN_USE"),
@@ -185,6 +187,7 @@ def test_what_cannot_be_carried_blocks(facts: HostFacts, code: str) -> None:
         (bridge(groups=("group_id=1,type=all,bucket=actions=CONTROLLER:9",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (with_interface("geneve"), None, Severity.WARNING),
         (host_facts(switch=switch_facts(2, managers=("ssl:192.0.2.1:6640",))), None, Severity.WARNING),
+        (host_facts(switch=switch_facts(2, managers=("ptcp:6640:192.0.2.1",))), None, Severity.WARNING),
     ],
 )
 def test_what_is_carried_in_part_is_said_and_does_not_block(
