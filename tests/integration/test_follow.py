@@ -92,6 +92,33 @@ def test_a_writer_at_work_is_followed_and_both_end_equal(context: Context) -> No
     assert replication.differences(context, a, b) == ()
 
 
+def test_groups_that_come_and_go_with_their_flows_stop_no_round(context: Context) -> None:
+    """Flows and groups are read one after the other: a flow whose group has gone meanwhile is in no switch any more."""
+    a, b = context.source, context.target
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number = number % 50 + 1
+            ofctl(a, "add-group", "br-int", f"group_id={number},type=all,bucket=actions=drop")
+            ofctl(a, "add-flow", "br-int", f"table=6,priority={number},ip actions=group:{number}")
+            ofctl(a, "del-groups", "br-int", f"group_id={number}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    following = replication.Following(every_s=0.0)
+    try:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            assert following.poll(context).failure is None
+    finally:
+        stop.set()
+        writer.join()
+    replication.follow(context, a, b)
+    assert replication.differences(context, a, b) == ()
+
+
 def test_a_monitor_that_is_lost_is_said_and_no_vm_is_moved_on_it(context: Context) -> None:
     a = context.source
     following = replication.Following(every_s=0.1)
@@ -118,14 +145,19 @@ def _restart_database(slot: Slot, meanwhile: object) -> None:
 
 def test_what_either_switch_learned_the_other_knows_while_a_host_is_half_moved(context: Context) -> None:
     a, b = context.source, context.target
+    add_port(a, "p1")
     replication.keep_up(context)
     SlotProcesses().appctl(a, "tnl/neigh/set", "br-int", "10.9.0.2", "02:00:00:00:00:02")
     SlotProcesses().appctl(b, "tnl/neigh/set", "br-int", "10.9.0.3", "02:00:00:00:00:03")
+    for slot, mac in ((a, "020000000aaa"), (b, "020000000bbb")):
+        frame = f"ffffffffffff{mac}88b5".ljust(120, "0")
+        ofctl(slot, "packet-out", "br-int", f"in_port=1,packet={frame},actions=NORMAL")
     context.freshness.at_s = None
     replication.keep_up(context)
     for slot in (a, b):
-        shown = SlotProcesses().appctl(slot, "tnl/neigh/show")
-        assert [mac in shown for mac in ("02:00:00:00:00:02", "02:00:00:00:00:03")] == [True, True]
+        shown = SlotProcesses().appctl(slot, "tnl/neigh/show") + SlotProcesses().appctl(slot, "fdb/show", "br-int")
+        learned = ("02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:0a:aa", "02:00:00:00:0b:bb")
+        assert [mac in shown for mac in learned] == [True] * 4
 
 
 def _processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:

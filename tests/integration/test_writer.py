@@ -17,7 +17,7 @@ from upgrader.adapters import gate
 from upgrader.core import plan as planning
 from upgrader.core.errors import UpgradeError
 from upgrader.core.model import Slot
-from upgrader.core.plan import StepKind
+from upgrader.core.plan import Policy, StepKind
 from upgrader.lab import spec as names
 from upgrader.lab.overlay import int_flows
 from upgrader.lab.up import Lab
@@ -85,10 +85,13 @@ def test_a_run_under_a_writer_ends_with_both_switches_equal(
             eventually(lambda: controller.last("taken") > DIFFERENT, "the controller to write")
             ports.start()
             begun, before = time.monotonic(), controller.last("taken")
-            plan = planning.upgrade(host.facts(), host.host.steering.capabilities())
+            policy = Policy(
+                canary_check_s=0.5, soak_s=2.0, keep_old=True
+            )  # kept, so that both can be compared at the end
+            plan = planning.upgrade(host.facts(), host.host.steering.capabilities(), (), policy)
             assert plan.blocking == (), plan.blocking
             context = Context(host.host, plan, host.slots[plan.source], host.slots[plan.target])
-            moves = []
+            moves, at_move = [], 0
             for step in plan.steps:
                 kind = STEPS[step.kind]
                 kind.check(context, step)
@@ -97,8 +100,8 @@ def test_a_run_under_a_writer_ends_with_both_switches_equal(
                 if isinstance(move := data.get("move"), dict):
                     moves.append(move)
                 if step.kind is StepKind.MOVE_CONTROL:
-                    break
-            at_move = controller.last("taken")
+                    at_move = controller.last("taken")
+            assert plan.steps[-1].kind is StepKind.SOAK
             eventually(lambda: controller.last("taken") > at_move + RATE, "the controller to go on at the new switch")
             rate = (controller.last("taken") - before) / (time.monotonic() - begun)
         finally:

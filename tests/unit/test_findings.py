@@ -155,6 +155,8 @@ def test_a_vm_without_vni_cannot_be_steered() -> None:
         (bridge(controllers=("tcp:127.0.0.1:6653",)), "CONTROLLER_LOOPBACK"),
         (bridge(controllers=("tcp:192.0.2.1:6653", "ssl:[::1]:6653")), "CONTROLLER_LOOPBACK"),
         (host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))), "MANAGER_LOOPBACK"),
+        (host_facts(switch=switch_facts(2, managers=("ptcp:6640",))), "MANAGER_LOOPBACK"),
+        (host_facts(switch=switch_facts(2, managers=("pssl:6640:[::]",))), "MANAGER_LOOPBACK"),
         (speaking("LACP on port bond0"), "LACP_IN_USE"),
         (speaking("a bond on port bond0"), "BOND_IN_USE"),
         (speaking("STP on bridge br-int"), "STP_IN_USE"),
@@ -182,8 +184,10 @@ def test_what_cannot_be_carried_blocks(facts: HostFacts, code: str) -> None:
         (bridge(controllers=("tcp:192.0.2.1:6653",)), "CONTROLLER_STATE_NOT_CARRIED", Severity.INFO),
         (bridge(flows=("priority=1 actions=CONTROLLER:65535",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (bridge(flows=("priority=1 actions=controller(reason=no_match)",)), "CONTROLLER_ACTIONS", Severity.WARNING),
+        (bridge(groups=("group_id=1,type=all,bucket=actions=CONTROLLER:9",)), "CONTROLLER_ACTIONS", Severity.WARNING),
         (with_interface("geneve"), None, Severity.WARNING),
         (host_facts(switch=switch_facts(2, managers=("ssl:192.0.2.1:6640",))), None, Severity.WARNING),
+        (host_facts(switch=switch_facts(2, managers=("ptcp:6640:192.0.2.1",))), None, Severity.WARNING),
     ],
 )
 def test_what_is_carried_in_part_is_said_and_does_not_block(
@@ -211,6 +215,7 @@ def test_what_can_be_accepted_is_said_with_how(code: str) -> None:
     hosts = [
         host_facts(slots=(slot_facts("a", runs=True), shared)),
         bridge(flows=("priority=1 actions=NORMAL",)),
+        bridge(groups=("group_id=1,type=all,bucket=actions=NORMAL",)),
         bridge(controllers=("tcp:127.0.0.1:6653",)),
         host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))),
         *(

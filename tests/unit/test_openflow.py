@@ -46,6 +46,7 @@ def test_what_a_dump_prints_becomes_what_the_command_takes() -> None:
         ("priority=0 actions=learn(table=2,priority=4,idle_timeout=60)", "priority=0"),
         ("actions=drop", ""),
         ("table=3, ip,nw_src=10.0.0.0/8 actions=NORMAL", "ip,nw_src=10.0.0.0/8,table=3"),
+        ("table=0, priority=2,arp actions=drop", "arp,priority=2"),
     ],
 )  # fmt: skip
 def test_identity_is_table_priority_and_match(flow: str, identity: str) -> None:
@@ -119,8 +120,15 @@ def _possible(state: BridgeState) -> BridgeState:
 states = st.builds(BridgeState, flows, groups, meters, tlvs).map(_possible)
 
 
+def _anywhere(flow: str) -> str:
+    return ",".join(p for p in openflow.identity(flow).split(",") if not p.startswith("table="))
+
+
 def run_bundle(state: BridgeState, lines: tuple[str, ...]) -> BridgeState:
-    """What a switch makes of a bundle: flows by table, priority and match; groups by number, deletion takes flows along."""
+    """What a switch makes of a bundle: flows by table, priority and match; groups by number, deletion takes flows along.
+
+    A deletion that names no table goes for all of them (ovs-ofctl(8)).
+    """
     table = {openflow.identity(f): f for f in state.flows}
     numbered = {openflow.group_id(g): g for g in state.groups}
     for line in lines:
@@ -137,7 +145,12 @@ def run_bundle(state: BridgeState, lines: tuple[str, ...]) -> BridgeState:
             table[openflow.identity(rest)] = rest
         else:
             assert "actions" not in rest
-            del table[openflow.identity(rest)]
+            of_match = _anywhere(rest)
+            of_table = openflow.identity(rest) if "table=" in rest else None
+            gone = [i for i in table if _anywhere(i) == of_match and of_table in (None, i)]
+            assert gone, f"nothing to delete: {line}"
+            for i in gone:
+                del table[i]
     return replace(state, flows=tuple(table.values()), groups=tuple(numbered.values()))
 
 
@@ -161,6 +174,13 @@ def test_differences_are_empty_exactly_when_all_is_equal(old: BridgeState, new: 
     assert all(d.old != d.new for d in found)
 
 
+def _subject(line: str) -> str:
+    """What an operator calls a flow, group, meter or TLV mapping."""
+    if "->tun_metadata" in line and line.startswith("{"):
+        return line.partition("->")[2]
+    return line.partition(",")[0] if line.startswith(("group_id=", "meter=")) else openflow.identity(line)
+
+
 @settings(deadline=None)
 @given(data=st.data(), state=states)
 def test_every_single_mutation_is_found_and_named(data: st.DataObject, state: BridgeState) -> None:
@@ -181,15 +201,24 @@ def test_every_single_mutation_is_found_and_named(data: st.DataObject, state: Br
         mutated = (*lines[:at], changed, *lines[at + 1 :])
     found = openflow.differences("br", state, replace(state, **{part: mutated}))
     expected = {"flows": {"flow"}, "groups": {"group", "bucket"}, "meters": {"meter", "band"}, "tlv_map": {"tlv"}}
-    assert found
     assert {d.kind for d in found} <= expected[part]
+    assert _subject(lines[at]) in {d.what.partition(" ")[0] for d in found}, "the one that it was"
+    assert len(found) == 1 or part != "flows" or len({d.what for d in found}) == 2, "one flow, or one gone and one more"
+
+
+def test_a_flow_of_table_0_is_deleted_there_alone() -> None:
+    """A dump does not say table 0, and a deletion without a table is one in every table."""
+    both = ("priority=2,ip actions=drop", "table=1, priority=2,ip actions=drop")
+    assert openflow.bundle(BridgeState(both[1:]), BridgeState(both)) == ("flow delete_strict table=0,ip,priority=2",)
+    assert openflow.bundle(BridgeState(both[:1]), BridgeState(both)) == ("flow delete_strict ip,priority=2,table=1",)
+    assert openflow.bundle(BridgeState(), BridgeState(("actions=drop",))) == ("flow delete_strict table=0",)
 
 
 def test_while_vms_move_a_flow_that_may_have_run_out_is_kept_with_its_group() -> None:
     kept, gone = "idle_timeout=65535, priority=1,ip actions=group:7", "priority=2,ip actions=drop"
     new = BridgeState((kept, gone), ("group_id=7,type=all", "group_id=8,type=all"))
     assert openflow.bundle(BridgeState(), new, moving=True) == (
-        "flow delete_strict ip,priority=2",
+        "flow delete_strict table=0,ip,priority=2",
         "group delete group_id=8",
     )
     assert "group delete group_id=7" in openflow.bundle(BridgeState(), new)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
@@ -16,6 +19,7 @@ from upgrader.core.arming import stale, with_staleness
 from upgrader.core.in_step import STALE
 from upgrader.core.journal import RunView
 from upgrader.core.lifecycle import RunState
+from upgrader.core.model import SlotName
 from upgrader.core.plan import Plan, PlanKind, Policy
 from upgrader.core.report import report
 from upgrader.core.takeover import Protection, TakeoverPolicy
@@ -232,6 +236,72 @@ def test_a_vm_that_came_during_a_run_is_not_moved_to_a_standby_that_is_old(tmp_p
     assert view.state is RunState.HALTED
     assert "REPLICATION_STALE" in str(report(view).error)
     assert run.world.owners()["vm2"] == "a"
+
+
+def _fails(run: SimRun, called: str) -> Exception | None:
+    return refused("the disk is full") if called == "copy br-int" else None
+
+
+def _lags(run: SimRun, called: str) -> None:
+    run.world.now += 11 if called == "copy br-int" else 0
+
+
+def _loses_monitor(slot: SlotName) -> Callable[[SimRun, str], None]:
+    def lose(run: SimRun, called: str) -> None:
+        run.world.database_pids[slot] = None
+
+    return lose
+
+
+@pytest.mark.parametrize(
+    ("happens", "why"),
+    [
+        (_fails, "the disk is full"),
+        (_lags, "the standby lags, the last round took"),
+        (_loses_monitor("a"), "DATABASE_UNREACHABLE"),
+        (_loses_monitor("b"), "DATABASE_UNREACHABLE"),
+    ],
+    ids=["replication failed", "lagged", "lost the monitor of the active", "lost its own monitor"],
+)
+@pytest.mark.parametrize("on_failure", ["stay", "back"])
+def test_once_replication_is_not_to_be_relied_on_no_further_vm_is_moved(
+    tmp_path: Path, happens: Callable[[SimRun, str], Exception | None], why: str, on_failure: Literal["stay", "back"]
+) -> None:
+    run = host(tmp_path, vms=3)
+    moved = []
+
+    def fault(name: str, count: int) -> Exception | None:
+        if name.startswith("switch vm"):
+            moved.append(name)
+            run.world.now += 3  # what was brought over before is no longer fresh
+        return happens(run, name) if moved else None
+
+    run.world.fault = fault
+    run.setup = replace(run.setup, policy=Policy(soak_s=0.0, canary_check_s=0.0, on_failure=on_failure))
+    view = run.begin().forward()
+    assert "REPLICATION_STALE" in str(report(view).error)
+    assert why in str(report(view).error)
+    assert moved[0] == "switch vm0"
+    assert "switch vm1" not in moved
+    assert "switch vm2" not in moved
+    assert run.world.owners() == {"vm0": "b" if on_failure == "stay" else "a", "vm1": "a", "vm2": "a"}
+
+
+def test_one_that_lagged_once_is_brought_nearer_and_moved_to(tmp_path: Path) -> None:
+    run = host(tmp_path, vms=3)
+    slow = []
+
+    def fault(name: str, count: int) -> None:
+        if name == "switch vm0":
+            run.world.now += 3
+            slow.append(name)
+        elif name == "copy br-int" and slow:
+            run.world.now += 11
+            slow.clear()
+
+    run.world.fault = fault
+    assert run.begin().forward().state is RunState.DONE
+    settled(run.world, "b")
 
 
 def test_what_is_stale_is_said_once(tmp_path: Path) -> None:

@@ -85,8 +85,14 @@ def _timed(flow: str, seconds: int) -> str:
 
 
 def identity(flow: str) -> str:
-    """Table, priority and match of a flow, as delete_strict takes them; no two flows of a bridge have the same."""
+    """Table, priority and match of a flow; no two flows of a bridge have the same. A dump does not say table 0."""
     return _split(flow)[0]
+
+
+def strictly(flow: str) -> str:
+    """The same as delete_strict takes it: without a table it would delete the flows of that match in every table."""
+    named = identity(flow)
+    return named if re.search(r"\btable=", named) else f"table=0,{named}".rstrip(",")
 
 
 def _split(flow: str) -> tuple[str, str]:
@@ -96,7 +102,7 @@ def _split(flow: str) -> tuple[str, str]:
     for part in re.split(r"[, ]+", head.strip(" ,")):
         (of_flow if _ATTRIBUTE.match(part) else of_match).append(part)
     attributes = ",".join(sorted(a for a in of_flow if a))
-    return ",".join(sorted(filter(None, of_match))), f"{attributes} actions={actions}".strip()
+    return ",".join(sorted(m for m in of_match if m and m != "table=0")), f"{attributes} actions={actions}".strip()
 
 
 def group_id(group: str) -> int:
@@ -133,7 +139,8 @@ def bundle(old: BridgeState, new: BridgeState, *, moving: bool = False) -> tuple
         replaced = {identity(f) for f in missing}
         gone = [f for f in surplus if identity(f) not in replaced]
         kept = [f for f in gone if moving and "idle_timeout=" in f.partition("actions=")[0]]
-        lines += [f"flow delete_strict {identity(f)}" for f in gone if f not in set(kept)]
+        still = set(kept)
+        lines += [f"flow delete_strict {strictly(f)}" for f in gone if f not in still]
     lines += [f"group delete group_id={n}" for n in have if n not in wanted and not _used(n, kept if surplus else ())]
     return tuple(lines)
 

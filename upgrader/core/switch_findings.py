@@ -14,6 +14,8 @@ _CT = re.compile(r"\bct\(|\bct_(state|zone|mark|label|nw_|ipv6_|tp_)|\bct_clear\
 
 _CONTROLLER = re.compile(r"actions=.*\b(CONTROLLER\b|controller\()")
 _LOOPBACK = re.compile(r"(?:^|[:\s,])(?:127\.|\[::1\]|localhost)")
+# listens at every address of its namespace: who is on this host comes by loopback
+_ANYWHERE = re.compile(r"^p(?:tcp|ssl):\d*(?::0\.0\.0\.0|:\[::\])?$")
 # what acts of its own accord, by the first words in which the database adapter tells of it: its code, whether it
 # stands in the way, what it means for an upgrade, and what to do
 _SPEAKERS: tuple[tuple[str, str, str, str, str], ...] = (
@@ -73,7 +75,7 @@ def _switch_config(facts: HostFacts) -> Iterator[Finding]:
                 f"bridge {bridge.name} uses connection tracking, which cannot be carried to another process: {stateful}",
                 "take ct() out of the flows: forwarding has to be stateless",
             )
-        learning = next((f for f in bridge.flows if _LEARNING.search(f)), None)
+        learning = next((f for f in (*bridge.flows, *bridge.groups) if _LEARNING.search(f)), None)
         if learning:
             yield blocking(
                 "LEARNING_IN_USE",
@@ -119,11 +121,11 @@ def _control(facts: HostFacts) -> Iterator[Finding]:
         *(("CONTROLLER_LOOPBACK", f"the controller of bridge {n}", t, "controllers") for n, t in led.items()),
         ("MANAGER_LOOPBACK", "the database's manager", switch.managers, "managers"),
     ):
-        local = [t for t in targets if _LOOPBACK.search(t)]
+        local = [t for t in targets if _LOOPBACK.search(t) or _ANYWHERE.search(t)]
         if local and elsewhere:
             yield blocking(
                 code,
-                f"{what} is {some(local)}: the loopback of slot {target.slot.name}'s network namespace is another one",
+                f"{what} is {some(local)}: by loopback, which in slot {target.slot.name}'s network namespace is another one",
                 f"give {key} an address that both slots reach, or accept it where one listens there: "
                 f'policy.accept = ["{code}"]',
             )
@@ -135,7 +137,7 @@ def _control(facts: HostFacts) -> Iterator[Finding]:
             "counters and ages begin anew",
             "nothing: they connect once more, and set what they want as after any reconnection",
         )
-    asking = {b.name: f for b in switch.bridges for f in b.flows if _CONTROLLER.search(f)}
+    asking = {b.name: f for b in switch.bridges for f in (*b.flows, *b.groups) if _CONTROLLER.search(f)}
     for name, flow in asking.items():
         yield Finding(
             "CONTROLLER_ACTIONS",

@@ -13,6 +13,7 @@ from upgrader.core.report import VmMove
 from upgrader.steps.attach_standby import attach, await_migration, await_ready, detach
 from upgrader.steps.base import Context, Data
 from upgrader.steps.move_vm import bring_back, hand_on, require_progress, require_ready
+from upgrader.steps.readiness import require_parked
 from upgrader.steps.replication import keep_up, sides
 from upgrader.steps.sockets import give_sockets, known_ports
 
@@ -110,6 +111,8 @@ def _move(context: Context, port: VmPort, binding: PortBinding) -> VmMove | None
     if restarted or now is None or owned_by(now, context.target_pid()):
         return None
     require_ready(context, port, context.target, now)
+    if context.pid(context.source) is not None:
+        require_parked(context, [port])
     if sides(context)[1].name == context.target.name:
         keep_up(context)  # else the new switch is the one that is followed
     move = hand_on(context, port, now)

@@ -12,6 +12,7 @@ from upgrader.core.errors import StepError
 from upgrader.core.model import SlotName, VmPort
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+from upgrader.steps.readiness import require_parked
 
 
 def require_rules(context: Context, wanted: list[tuple[VmPort, tuple[SlotName, ...]]]) -> None:
@@ -38,7 +39,10 @@ class OpenWindow:
     lasting = True
 
     def check(self, context: Context, step: PlannedStep) -> None:
+        """From here on VMs move: the new switch has what it needs at every port that it stands by on."""
         context.target_pid()
+        if context.pid(context.source) is not None:  # else any switch is better than none
+            require_parked(context, context.plan.ports)
 
     def do(self, context: Context, step: PlannedStep) -> Data:
         for slot in (context.source, context.target):

@@ -9,6 +9,7 @@ from upgrader.core.plan import PlannedStep
 from upgrader.core.proof import Difference
 from upgrader.steps import replication
 from upgrader.steps.base import Context, Data
+from upgrader.steps.readiness import require_ready
 
 _TRACES = 12
 _ROUNDS = 4
@@ -67,28 +68,6 @@ def _with_nothing(context: Context) -> Data:
     """What is recorded when the old switch is gone: then any switch that forwards is better than none."""
     _require_filled(context)
     return {"compared": f"with nothing: slot {context.source.name} does not run"}
-
-
-def require_ready(context: Context) -> None:
-    """Raise unless every port of the new switch has its number, and link, pool and rings where it should by now."""
-    host = context.host
-    up = {i.name for i in host.database.read(context.source).interfaces if i.link_state == "up"}
-    vhost = {i.name for i in host.database.read(context.target).vhost_interfaces()}
-    waiting = set()
-    for port in context.plan.all_ports:
-        now = host.hypervisor.ownership(port)
-        if now and now.standby and now.standby.ready and now.standby.pid == context.target_pid():
-            waiting.add(port.interface)
-    lacking = list(host.database.unready(context.target, sorted({context.target.uplink, *(up - vhost), *waiting})))
-    polled = host.processes.polled_queues(context.target) if waiting else {}
-    lacking += [f"{name}: no ring is polled" for name in sorted(waiting) if not polled.get(name)]
-    if lacking:
-        raise StepError(
-            "STANDBY_PORTS_NOT_READY",
-            f"ports of slot {context.target.name} are not ready: " + "; ".join(lacking),
-            state="no VM was moved",
-            next=f"tail {context.target.rundir / 'ovs-vswitchd.log'}",
-        )
 
 
 def _require_filled(context: Context) -> None:

@@ -14,6 +14,8 @@ from upgrader.core.proof import Difference
 from upgrader.steps.base import Context, Data
 
 _FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
+_OLDEST_S = 10.0  # where a round takes longer than that, no VM goes to what it has brought over
+_ROUNDS = 2  # before that is said: the second has only to bring over what was changed during the first
 
 
 def sides(context: Context) -> tuple[Slot, Slot]:
@@ -88,23 +90,30 @@ class Following:
 def keep_up(context: Context) -> Data:
     """Once more, between two VMs, unless that was a moment ago: it takes longer than the move of a VM.
 
-    Raises StepError when the standby cannot be kept in step: no VM may go to it then.
+    Raises StepError when the standby cannot be kept in step, or lags: no VM may go to it then.
     """
-    kept, now_s = context.freshness.at_s, context.host.clock.monotonic_s()
-    if kept is not None and now_s - kept < _FRESH_S:
+    kept, clock = context.freshness.at_s, context.host.clock
+    if kept is not None and clock.monotonic_s() - kept < _FRESH_S:
         return {}
     if context.pid(context.source) is None or context.pid(context.target) is None:
         return {}  # one is left: there is nothing to follow, and the step says what that means
-    leader, follower = sides(context)
-    try:
-        return follow(context, leader, follower, moving=True)
-    except UpgradeError as error:
-        raise StepError(
-            "REPLICATION_STALE",
-            f"slot {follower.name} cannot be kept what slot {leader.name} is: {error}",
-            state="no further VM was moved",
-            next=error.next,
-        ) from error
+    cannot = f"slots {context.source.name} and {context.target.name} cannot be kept in step"
+    state = "no further VM was moved"
+    for _ in range(_ROUNDS):
+        begun_s = clock.monotonic_s()
+        try:
+            changed = follow(context, *sides(context), moving=True)
+        except UpgradeError as error:
+            raise StepError("REPLICATION_STALE", f"{cannot}: {error}", state=state, next=error.next) from error
+        if (took_s := clock.monotonic_s() - begun_s) <= _OLDEST_S:
+            return changed
+    context.freshness.at_s = None
+    raise StepError(
+        "REPLICATION_STALE",
+        f"{cannot}: the standby lags, the last round took {took_s:.1f} s, more than {_OLDEST_S:g} s",
+        state=state,
+        next="top   (what keeps the switches from answering; then once more: upgrade --host localhost)",
+    )
 
 
 def left_stale(context: Context) -> Data:

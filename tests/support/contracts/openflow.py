@@ -26,7 +26,7 @@ class OpenFlowContract:
         rig.start()
         for slot in (rig.active, rig.standby):
             rig.write(
-                slot, *(f"flow delete_strict {openflow.identity(f)}" for f in rig.host.openflow.flows(slot, BRIDGE))
+                slot, *(f"flow delete_strict {openflow.strictly(f)}" for f in rig.host.openflow.flows(slot, BRIDGE))
             )
         yield rig
         rig.delete_bridge(rig.active)

@@ -16,6 +16,7 @@ from upgrader.core.openflow import BridgeState
 from upgrader.core.proof import Difference
 
 _NO_FLOWS = "--no-stats dump-flows"
+_TRIES = 3
 
 
 class Ofctl:
@@ -27,6 +28,7 @@ class Ofctl:
     def __init__(self) -> None:
         self._watches = Watches()
         self._equal: dict[tuple[object, ...], tuple[Token, Token]] = {}
+        self._begun: set[tuple[object, ...]] = set()
 
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]:
         """Every flow as ovs-ofctl prints it, without statistics and with port numbers."""
@@ -38,6 +40,11 @@ class Ofctl:
 
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         what = (source.rundir, target.rundir, bridge, hold, moving)
+        if (
+            what[:3] not in self._begun
+        ):  # a switch that is filled for the first time would tell of each flow that it gets
+            self._begun.add(what[:3])
+            return _sync(source, target, bridge, hold=hold, moving=moving)
         # looked at before the dumps, so that whatever is changed from now on, by us as well, makes another state
         old, new = (self._watches.look(slot, bridge) for slot in (source, target))
         if old and new and self._equal.get(what) == (old, new):
@@ -67,7 +74,9 @@ class Ofctl:
         return traces.compare(source, target, limit)
 
 
-def _sync(source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool) -> Mapping[str, int]:
+def _sync(
+    source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool, tries: int = _TRIES
+) -> Mapping[str, int]:
     old, new = _both(source, target, bridge, hold=hold)
     changed = {}
     if stale := openflow.stale_tlvs(old.tlv_map, new.tlv_map):
@@ -82,7 +91,13 @@ def _sync(source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool) 
         ofctl(target, target, bridge, verb, differ[0][number], peer=source)
         changed["meter set"] = changed.get("meter set", 0) + 1
     if lines := openflow.bundle(old, new, moving=moving):
-        _bundle(target, bridge, lines, source)
+        try:
+            _bundle(target, bridge, lines, source)
+        except CommandError:
+            if tries == 1:
+                raise
+            # a controller may have deleted a group between the dump of the flows and that of the groups
+            return _sync(source, target, bridge, hold=hold, moving=moving, tries=tries - 1)
         changed |= openflow.summary(lines)
     for number in differ[1].keys() - differ[0].keys():  # the flows that used it are gone by now
         ofctl(target, target, bridge, "del-meter", number, peer=source)
@@ -116,12 +131,15 @@ def _both(source: Slot, target: Slot, bridge: str, *, hold: bool) -> tuple[Bridg
 
 
 def _state(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> BridgeState:
-    return BridgeState(
-        flows=openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS, peer=peer)),
-        groups=openflow.body(ofctl(reader, slot, bridge, "dump-groups", peer=peer)),
-        meters=_meters(reader, slot, peer, bridge),
-        tlv_map=openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map", peer=peer)),
-    )
+    # flows first: a group that is added with a flow meanwhile is in its own dump then
+    flows = openflow.body(ofctl(reader, slot, bridge, _NO_FLOWS, peer=peer))
+    with ThreadPoolExecutor(3) as readers:  # little to read, and each waits for answers most of the time
+        groups, meters, tlvs = (readers.submit(read, reader, slot, peer, bridge) for read in (_groups, _meters, _tlvs))
+        return BridgeState(flows, groups.result(), meters.result(), tlvs.result())
+
+
+def _groups(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> tuple[str, ...]:
+    return openflow.body(ofctl(reader, slot, bridge, "dump-groups", peer=peer))
 
 
 def _meters(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> tuple[str, ...]:
@@ -133,11 +151,15 @@ def _meters(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> tuple[str, ...
         raise
 
 
+def _tlvs(reader: Slot, slot: Slot, peer: Slot, bridge: str) -> tuple[str, ...]:
+    return openflow.tlv_map(ofctl(reader, slot, bridge, "dump-tlv-map", peer=peer))
+
+
 def _forget_tlvs(target: Slot, bridge: str, state: BridgeState, stale: Sequence[str]) -> BridgeState:
     """Delete mappings, and before them the flows that use them; returns what is left."""
     gone = openflow.using(state.flows, stale)
     if gone:
-        _bundle(target, bridge, [f"flow delete_strict {openflow.identity(f)}" for f in gone])
+        _bundle(target, bridge, [f"flow delete_strict {openflow.strictly(f)}" for f in gone])
     ofctl(target, target, bridge, "del-tlv-map", ",".join(stale))
     left = set(gone)
     return BridgeState(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _COLUMNS = {
     "NetFlow": "targets",
     "sFlow": "targets",
     "IPFIX": "targets",
+    "Flow_Sample_Collector_Set": "bridge ipfix",
     "QoS": "type",
 }
 _CONNECT_S = 5.0
@@ -52,7 +54,8 @@ def read(slot: Slot) -> SwitchFacts:
                     protocols=tuple(sorted(bridge.protocols)),
                 )
             )
-            speakers += _speakers(bridge)
+            samples = idl.tables["Flow_Sample_Collector_Set"].rows.values()
+            speakers += _speakers(bridge, [s for s in samples if s.bridge == bridge])
             interfaces += [_interface(bridge.name, i) for port in bridge.ports for i in port.interfaces]
         return SwitchFacts(
             version=_optional(root.ovs_version) or "",
@@ -109,8 +112,11 @@ def _has_pool(slot: Slot, interface: str) -> bool:
     return done.returncode == 0 and "mempool <" in done.stdout
 
 
-def _speakers(bridge: Any) -> list[str]:
-    """What on a bridge acts of its own accord or remembers, so that a standby with the same rows would do it, too."""
+def _speakers(bridge: Any, samples: Sequence[Any]) -> list[str]:
+    """What on a bridge acts of its own accord or remembers, so that a standby with the same rows would do it, too.
+
+    `samples`: where its flows' sample() actions report to.
+    """
     found = [
         f"{what} on bridge {bridge.name}"
         for what, column in (
@@ -120,7 +126,8 @@ def _speakers(bridge: Any) -> list[str]:
         )
         if column
     ]
-    for what, rows in (("NetFlow", bridge.netflow), ("sFlow", bridge.sflow), ("IPFIX", bridge.ipfix)):
+    ipfix = {row for by in (bridge, *samples) for row in by.ipfix}
+    for what, rows in (("NetFlow", bridge.netflow), ("sFlow", bridge.sflow), ("IPFIX", ipfix)):
         found += [f"{what} to {', '.join(sorted(row.targets))} on bridge {bridge.name}" for row in rows]
     for port in bridge.ports:
         if _optional(port.lacp) in ("active", "passive"):
@@ -177,7 +184,7 @@ def _idl(slot: Slot) -> Iterator[Any]:
         )
     if not slot.db_socket.exists():  # it is there before whoever started the server goes on
         raise unreachable(slot, "there is no such socket")
-    helper = ovs.db.idl.SchemaHelper(location=str(schema))
+    helper = ovs.db.idl.SchemaHelper(schema_json=json.loads(schema.read_text()))  # python-ovs' own parser takes longer
     for table, columns in _COLUMNS.items():
         helper.register_columns(table, columns.split())
     idl = ovs.db.idl.Idl(f"unix:{slot.db_socket}", helper)
