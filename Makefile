@@ -10,7 +10,7 @@ export DEBIAN_FRONTEND := noninteractive
 .DEFAULT_GOAL := help
 .PHONY: help venv stack guest demo packages test unit lint integration show-upgrade show-coordinator \
         show-replication show-steering show-takeover show-fleet show-versions lint-ansible check-flower \
-        check-sriov check-qemu patches-check clean
+        check-sriov check-numa check-qemu patches-check clean
 
 help: ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,7 +61,7 @@ check-qemu: stack ## QEMU's own vhost-user tests and the series' own, on the pat
 patches-check: venv ## form and pins of the series for the original versions; TREE_QEMU=DIR TREE_DPDK=DIR adds their lines there
 	$(PY) -m upgrader.lab.patches_check $(if $(TREE_QEMU),--qemu "$(TREE_QEMU)") $(if $(TREE_DPDK),--dpdk "$(TREE_DPDK)")
 
-show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused qtests demo test"
+show-upgrade: stack ## all that the live upgrade must show; PARTS="moves kill refused qtests numa demo test"
 	$(PY) -m tests.show.upgrade $(PARTS)
 
 show-coordinator: stack ## all that the coordinator must show; PARTS="simulated commands churn contracts daemon cli cost bench kills"
@@ -75,6 +75,9 @@ check-flower: venv ## steering by tc flower, in a guest whose kernel has it (dow
 
 check-sriov: stack ## two VFs of a NIC that QEMU emulates, DPDK on one, in a guest (downloads 100 MB once)
 	$(PY) -m tests.support.sriov_guest
+
+check-numa: stack ## parked rings on the NUMA node of the guest's, in a guest with two (1 minute; downloads 70 MB once)
+	$(PY) -m tests.support.numa_guest
 
 show-steering: stack ## all that steering must show; PARTS="contract runs flower encoding model commands turns traffic sriov claims"
 	$(PY) -m tests.show.steering $(PARTS)

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,20 @@ def tested(file: str, *names: str, timeout_s: float = 1800, env: Mapping[str, st
     yield Item(what, figure, f"exit code 0, {max(1, len(names))} or more run", whole)
 
 
+def told(items: Iterable[Item]) -> Iterator[Item]:
+    """The same, each printed as it comes."""
+    for item in items:
+        print(item, flush=True)
+        yield item
+
+
+def check(items: Iterable[Item]) -> int:
+    """Print them; 1 where one does not hold, or there is none."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    held = [item.holds for item in told(items)]
+    return 0 if held and all(held) else 1
+
+
 def show(about: str | None, parts: Mapping[str, Callable[[], Iterator[Item]]]) -> int:
     """Run the parts that the command line names, or all, print an item a line; 1 where one does not hold."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -68,11 +82,7 @@ def show(about: str | None, parts: Mapping[str, Callable[[], Iterator[Item]]]) -
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    items = []
-    for part in chosen:
-        for item in parts[part]():
-            items.append(item)
-            print(item, flush=True)
+    items = [item for part in chosen for item in told(parts[part]())]
     failed = [i for i in items if not i.holds]
     print(f"{len(items) - len(failed)} of {len(items)} hold", flush=True)
     return 1 if failed or not items else 0

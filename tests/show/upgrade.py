@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.show.items import OUT, ROOT, Item, show, tested
 from tests.show.machine import left_on_machine
+from tests.support import numa_guest
 from upgrader.adapters import gate
 from upgrader.lab.figures import SCHEMA_VERSION
 from upgrader.lab.traffic.analysis import Direction
@@ -79,6 +80,11 @@ def qtests() -> Iterator[Item]:
     yield Item(
         "QEMU's vhost-user qtests and the series' own, exit code", str(done.returncode), "0", done.returncode == 0
     )
+
+
+def numa() -> Iterator[Item]:
+    """The region for parked rings on the NUMA node of the guest's, in a guest that has two nodes."""
+    yield from numa_guest.items()
 
 
 def lacking(report: Mapping[str, Any], vms: int = 4, trips: int = 1) -> list[str]:
@@ -148,6 +154,7 @@ PARTS: dict[str, Callable[[], Iterator[Item]]] = {
     "kill": kill,
     "refused": refused,
     "qtests": qtests,
+    "numa": numa,
     "demo": demo,
     "test": test,
 }

@@ -9,15 +9,12 @@ unpacked and not installed; the kernel as for the guest of tc flower. What is do
 from __future__ import annotations
 
 import json
-import logging
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
-from tests.show.items import Item
+from tests.show.items import Item, check
 from tests.support import nic_guest
 from upgrader.adapters import gate
 
@@ -87,14 +84,5 @@ def items() -> Iterator[Item]:
     yield Item(what, "came to its end" if ended else f"broke off: {output[-1500:]}", "its end", ended and bool(found))
 
 
-def main() -> int:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    seen = []
-    for item in items():
-        print(item, flush=True)
-        seen.append(item)
-    return 0 if all(i.holds for i in seen) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check(items()))

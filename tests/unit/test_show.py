@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.show import coordinator, items, machine, upgrade
+from tests.support import numa_guest
 from upgrader.adapters import gate
 from upgrader.lab.spec import RUN_ROOT
 from upgrader.lab.traffic.analysis import Direction
@@ -107,3 +108,41 @@ def test_sockets_of_a_lab_are_told_by_their_paths() -> None:
         "0000: 00000003 00000000 00000000 0001 03 9\n"
     )
     assert machine._lab_sockets(text) == {f"{RUN_ROOT}/x/a.sock"}
+
+
+def console(line: str = "", instead: str = "", *, verdict: str = "ok") -> str:
+    """What the guest of `check-numa` writes; one line of it changed."""
+    written = []
+    for number, (pairs, test) in enumerate(((1, "one-pair"), (2, "two-pairs")), 1):
+        for ring, heap in ((0, 1), (1, 1), (0, 1), (1, 0), (0, 0), (1, 0)):
+            written += [
+                f"# queue pairs {pairs}, rings on node {ring}: scratch region on {ring} in QEMU, on {ring} in the parked "
+                f"{parked}; QEMU's heap on {heap}\r"
+                for parked in ("standby", "owner")
+            ]
+        written.append(f"{verdict} {number} /x86_64/vhost-user-standby/guest/numa/{test}\r")
+    return "\n".join(written).replace(line, instead) if line else "\n".join(written)
+
+
+def test_parked_rings_on_the_right_node_hold() -> None:
+    seen = list(numa_guest.judged(console()))
+    assert len(seen) == 6
+    assert all(item.holds for item in seen)
+
+
+@pytest.mark.parametrize(
+    ("output", "fail"),
+    [
+        ("", 6),
+        (console("1, rings on node 0: scratch region on 0", "1, rings on node 0: scratch region on 1"), 1),
+        (console("node 1: scratch region on 1 in QEMU, on 1", "node 1: scratch region on 1 in QEMU, on 0"), 2),
+        (console("parked owner", "parked standby"), 4),
+        (console("heap on 1", "heap on 0"), 2),  # rings on node 0 prove nothing
+        (console("heap on 0", "heap on -1"), 2),
+        (console("rings on node 1", "rings on node 0"), 6),
+        (console(verdict="not ok"), 2),
+        (console("one-pair", "one-pair # SKIP it takes two NUMA nodes"), 1),
+    ],
+)
+def test_parked_rings_that_are_elsewhere_or_not_looked_at_do_not(output: str, fail: int) -> None:
+    assert sum(not item.holds for item in numa_guest.judged(output)) == fail
