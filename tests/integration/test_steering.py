@@ -19,7 +19,7 @@ from tests.support.steering_rigs import ADAPTERS, Rig, flower, require_flower
 from upgrader.adapters import gate
 from upgrader.adapters.tc_u32 import TcU32
 from upgrader.core.errors import HostError
-from upgrader.core.model import SlotName, VmPort
+from upgrader.core.model import SLOTS, SlotName, VmPort
 from upgrader.core.steering import choose
 from upgrader.core.tc import Answers, Underlay
 from upgrader.ports import Steering
@@ -151,6 +151,23 @@ def test_contract_one_rule_is_read_as_it_is_now(steering: Steering) -> None:
     assert set().union(*table(steering).values()) == {"b"}
     steering.close_window("b")
     assert [one(steering, p) for p in ports] == [None] * 3
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_contract_slots_see_what_neighbours_answer_or_are_told(adapter: str, nic: Nic, tmp_path: Path) -> None:
+    """The kernel of the PF asks and is answered; each switch has to know the next hops of its tunnels, whoever lives."""
+    steering = Rig(adapter, tmp_path, nic).steering()
+    gate.run(["ip", "-n", nic.netns, "addr", "add", "10.9.0.1/24", "dev", "pf0"])
+    for slot in SLOTS:
+        steering.prepare(slot)
+    steering.steady("a")
+    copied = steering.capabilities().copies_answers
+    assert copied is (adapter not in ("x710-in-tree", "x710-out-of-tree"))
+    assert arrivals(nic, arp(2)) == (set(SLOTS) if copied else set())
+    assert steering.neighbours() == ({} if copied else {"10.9.0.2": "02:09:00:00:00:02"})
+    if copied:
+        assert arrivals(nic, neighbour_message(136)) == set(SLOTS)
+    assert steering.facts().foreign == ()
 
 
 def test_one_rule_that_somebody_took_away_or_changed_is_seen(nic: Nic) -> None:

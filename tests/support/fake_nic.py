@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.adapters import gate
-from upgrader.adapters.ethtool import Ethtool
+from upgrader.adapters.ethtool import Ethtool, Neighbours
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import nfc
 from upgrader.core.model import SlotName
@@ -192,6 +192,20 @@ class FakeVfs:
             self.packets[vf] += count
 
 
+class FakeNeighbours:
+    """What the PF's kernel knows, and whether it keeps answers to what it did not ask."""
+
+    def __init__(self) -> None:
+        self.accepts = False
+        self.entries: dict[str, str] = {}
+
+    def accept(self) -> None:
+        self.accepts = True
+
+    def known(self) -> Mapping[str, str]:
+        return self.entries
+
+
 class FakeProbe:
     """Another host that sends packets of the overlay, as `adapters.overlay_probe` makes one."""
 
@@ -219,6 +233,7 @@ def x710(
     rate_pps: int = 0,
     probe: FakeProbe | None = None,
     broadcasts: int = 0,
+    known: Neighbours | None = None,
 ) -> Ethtool:
     """The adapter on a fake NIC; while it waits, packets of the overlay come at that rate, and those of a probe that sends.
 
@@ -234,6 +249,7 @@ def x710(
     return Ethtool(
         EthtoolDevice("pf0", None, nic.ioctl),
         given,
+        known or FakeNeighbours(),
         VFS,
         4789,
         location,

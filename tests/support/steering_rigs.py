@@ -9,6 +9,7 @@ import pytest
 from tests.support.fake_nic import FakeNic, FakeVfs, build_shim, x710
 from tests.support.steer_bench import Nic, software
 from upgrader.adapters import gate
+from upgrader.adapters.pf_neighbours import PfNeighbours
 from upgrader.adapters.tc_flower import TcFlower
 from upgrader.core.model import SlotName
 from upgrader.core.tc import Underlay
@@ -48,7 +49,8 @@ class Rig:
         if self.fake:
             caught = self.adapter in ("x710-with-catch", "x710-with-detour")
             catch = software(self.nic) if caught else None
-            return x710(self.fake, self._vfs, catch=catch, detour=self.adapter == "x710-with-detour")
+            known = PfNeighbours("pf0", self.nic.netns)
+            return x710(self.fake, self._vfs, catch=catch, detour=self.adapter == "x710-with-detour", known=known)
         if self.adapter.startswith("tc_flower"):
             return flower(self.nic, mirror="mirror" in self.adapter, underlay=underlay)
         return software(self.nic, underlay)
