@@ -33,6 +33,7 @@ _RULES_AT = _COUNTS_AT + 4 * len(_COUNTS)
 _RULE = struct.Struct("=168sIIII")
 KERNEL = "6.1.0-56-amd64"
 VFS: dict[SlotName, int] = {"a": 0, "b": 1}
+LOCATION = 100  # of our one rule
 
 
 def build_shim(folder: Path) -> Path:
@@ -229,7 +230,7 @@ def x710(
     *,
     catch: Steering | None = None,
     detour: bool = False,
-    location: int = 100,
+    location: int = LOCATION,
     rate_pps: int = 0,
     probe: FakeProbe | None = None,
     broadcasts: int = 0,

@@ -26,6 +26,7 @@ ADAPTERS = (
     "tc_flower-mirror",
     "tc_flower-ipv6",
 )
+CAUGHT = ("x710-with-catch", "x710-with-detour")  # by tc on the PF
 
 
 class Rig:
@@ -47,8 +48,7 @@ class Rig:
     def steering(self) -> Steering:
         underlay = Underlay.IPV6 if self.adapter.endswith("ipv6") else Underlay.IPV4
         if self.fake:
-            caught = self.adapter in ("x710-with-catch", "x710-with-detour")
-            catch = software(self.nic) if caught else None
+            catch = software(self.nic) if self.adapter in CAUGHT else None
             known = PfNeighbours("pf0", self.nic.netns)
             return x710(self.fake, self._vfs, catch=catch, detour=self.adapter == "x710-with-detour", known=known)
         if self.adapter.startswith("tc_flower"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.fake_nic import FakeNeighbours, FakeNic, FakeProbe, FakeVfs, build_shim, x710
+from tests.support.fake_nic import LOCATION, FakeNeighbours, FakeNic, FakeProbe, FakeVfs, build_shim, x710
 from upgrader.adapters.ethtool import Ethtool
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e, nfc
@@ -19,8 +19,6 @@ from upgrader.core.model import SlotName
 from upgrader.core.nfc import Flow, RxRule, rule, to_vf
 from upgrader.core.steering import Arrival, judge
 from upgrader.sim.facts import vm_port
-
-LOCATION = 100
 
 
 @pytest.fixture(scope="session")

@@ -128,8 +128,8 @@ def forget(world: World, name: SlotName) -> None:
     for kind in (world.flows, world.groups, world.meters, world.tlvs):
         for key in [k for k in kind if k[0] == name]:
             del kind[key]
-    for learned in [k for k in world.learned if k[0] == name]:
-        del world.learned[learned]
+    for what in [k for k in world.learned if k[0] == name]:
+        del world.learned[what]
 
 
 def apply(world: World, name: SlotName, bridge: str, lines: Sequence[str]) -> None:

@@ -56,7 +56,9 @@ def tell_neighbours(host: Host, slots: Iterable[Slot]) -> None:
     """Have switches know who answers to the PF, where their VFs see nothing of that; those that do not run are left out."""
     if known := host.steering.neighbours():
         for slot in slots:
-            if host.processes.status(slot).vswitchd_pid is not None and (new := host.openflow.teach_neighbours(slot, known)):
+            if host.processes.status(slot).vswitchd_pid is not None and (
+                new := host.openflow.teach_neighbours(slot, known)
+            ):
                 log.info("told of neighbours", slot=slot.name, new=new)
 
 
