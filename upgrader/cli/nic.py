@@ -41,7 +41,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     """Driver, firmware, what they can do for a run, and whose rules are on the NIC. Changes nothing."""
     settings, steering = _open(context)
     facts, capabilities, rules = steering.facts(), steering.capabilities(), steering.rules()
-    strategy = choose(capabilities, vms, settings.policy.accept)
+    strategy = choose(capabilities, vms, settings.policy.accept, canary_s=settings.policy.canary_check_s)
     if as_json:
         _print_json(
             {
@@ -84,7 +84,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
 def check(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     """Whether a run could steer by this NIC as it is: exit 0 if so, 3 with what stands against it. Changes nothing."""
     settings, steering = _open(context)
-    strategy = choose(steering.capabilities(), vms, settings.policy.accept)
+    strategy = choose(steering.capabilities(), vms, settings.policy.accept, canary_s=settings.policy.canary_check_s)
     findings = (*strategy.findings, *_of_rules(steering.rules()))
     blocking = [f for f in findings if f.severity is Severity.BLOCKING]
     if as_json:
