@@ -73,7 +73,7 @@ def test_show_and_check(nic: Nic, tmp_path: Path) -> None:
     steering.steady("a")
     code, out, _ = upgrade(path, "nic", "show")
     assert code == 0
-    assert "rule for the rest of the overlay points to slot a" in out
+    assert "rule for all of the overlay points to slot a" in out
     assert "per-vm-dual" in out
     assert upgrade(path, "nic", "check")[0] == 0
     steering.open_window([(vm_port(1), "b")])
