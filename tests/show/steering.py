@@ -47,11 +47,11 @@ _OWED = re.compile(r"not\s+(been\s+)?run\s+on\s+hardware|has\s+not\s+been\s+run"
 def contract() -> Iterator[Item]:
     """The one suite of contract tests, by adapter."""
     for adapter in HERE:
-        yield suite(f"contract tests, {adapter}", [CONTRACT], least=5, only=f"test_contract and [{adapter}]")
+        yield suite(f"contract tests, {adapter}", [CONTRACT], least=7, only=f"test_contract and [{adapter}]")
     only = "not test_contract and not others and not flower"
     yield suite("tc on the real kernel: packets, errors", [CONTRACT], least=4, only=only)
     only = "others and not flower"
-    yield suite("tc: filters of others never touched (property tests)", [CONTRACT], least=4, only=only)
+    yield suite("filters and rules of others never touched (property tests)", [CONTRACT], least=9, only=only)
 
 
 def runs() -> Iterator[Item]:
@@ -140,6 +140,8 @@ def traffic() -> Iterator[Item]:
         )
         caught = steer_bench.whole_port_turned(generator, folder, PORT_TURNS, PORT_SECONDS, catch=True)
         yield _lossless(f"the same with a catch on the PF (without: {bare.lost} lost)", caught, PORT_TURNS)
+        told = f"{TURNS // 5} turns by tc_u32 on the PF of a modelled X710 with the kernel's driver, whose rule takes nothing"
+        yield _lossless(told, steer_bench.in_tree_turned(generator, folder, TURNS // 5, 6), TURNS // 5)
         detour = steer_bench.detoured(generator, folder, WINDOWS, PORT_SECONDS)
         yield _lossless(f"{WINDOWS} windows by detour over the PF", detour, WINDOWS)
 
@@ -157,6 +159,9 @@ def claims() -> Iterator[Item]:
     told = [f.what for f in choose(hardware, 1).findings]
     says = any(_OWED.search(what) for what in told)
     yield Item("a plan that steers in hardware says so, too", "; ".join(told), "not run on hardware", says)
+    yield suite(
+        "the plan of each NIC says its strategy and its cost", [CHOICE], least=8, only="each_nic or longest_cut"
+    )
 
 
 def _lossless(what: str, passed: steer_bench.Passed, turns: int) -> Item:
