@@ -96,7 +96,10 @@ def model() -> Iterator[Item]:
 
 
 def commands() -> Iterator[Item]:
-    """What an operator has: `upgrade nic show`, `check` and `probe`, as processes."""
+    """What an operator has: the plan, and `upgrade nic show`, `check` and `probe` as processes."""
+    yield suite(
+        "the plan of each NIC says its strategy and its cost", [CHOICE], least=8, only="each_nic or longest_cut"
+    )
     yield suite("upgrade nic show, check", COMMANDS, least=3, only="show_and_check or x710 or refused")
     yield suite("upgrade nic probe, and a probe sent across a wire", COMMANDS, least=3, only="probe or verified")
 
@@ -159,9 +162,6 @@ def claims() -> Iterator[Item]:
     told = [f.what for f in choose(hardware, 1).findings]
     says = any(_OWED.search(what) for what in told)
     yield Item("a plan that steers in hardware says so, too", "; ".join(told), "not run on hardware", says)
-    yield suite(
-        "the plan of each NIC says its strategy and its cost", [CHOICE], least=8, only="each_nic or longest_cut"
-    )
 
 
 def _lossless(what: str, passed: steer_bench.Passed, turns: int) -> Item:
