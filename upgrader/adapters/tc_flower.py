@@ -94,8 +94,8 @@ class TcFlower:
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._served.clear()
-        with self._tc.open() as links:
-            self._copy_answers(links)
+        with self._state() as state:  # not where a stranger stands in our place
+            self._copy_answers(state.links)
         self._point((slot,), anew=anew)
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
