@@ -58,7 +58,7 @@ class NicConfig(_Section):
     adapter: Literal["tc_u32", "ethtool", "tc_flower"] = Field(
         default="tc_u32",
         description="how rules reach it: tc_u32 in software, on any netdev; ethtool by the NIC's own rules (X710); "
-        "tc_flower by a switchdev NIC (E810, ConnectX), to each slot's representor",
+        "tc_flower by a switchdev NIC (E810, ConnectX), to each slot's representor; the last two not run on hardware",
     )
     vxlan_port: int = Field(default=4789, ge=1, le=65535, description="UDP port of the overlay (RFC 7348: 4789)")
     underlay: Literal["ipv4", "ipv6"] = Field(

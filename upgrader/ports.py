@@ -162,6 +162,9 @@ class OpenFlow(Protocol):
     def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
         """Give the target the tunnel neighbours, user's routes and learned addresses that the source has."""
 
+    def teach_neighbours(self, slot: Slot, neighbours: Mapping[str, str]) -> int:
+        """Have the switch know the MAC of each IP address that it reaches with no gateway between; how many were new."""
+
     def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
         """Neighbours, routes and learned addresses of the source that the target lacks or has otherwise."""
 
@@ -234,6 +237,12 @@ class Steering(Protocol):
 
     def arrived(self) -> dict[SlotName, int]:
         """Packets each slot's VF was given so far. What `core.steering.judge` verifies by: a return code may lie."""
+
+    def neighbours(self) -> Mapping[str, str]:
+        """MAC by IP address of who answers to the PF, where the VFs get no copy of that and switches have to be told.
+
+        Empty where they do (`capabilities().copies_answers`).
+        """
 
 
 class Resources(Protocol):

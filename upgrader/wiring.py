@@ -15,6 +15,7 @@ from upgrader.adapters.libvirt_qmp import LibvirtQmp
 from upgrader.adapters.ofctl import Ofctl
 from upgrader.adapters.overlay_probe import OverlayProbe
 from upgrader.adapters.ovsdb import Ovsdb
+from upgrader.adapters.pf_neighbours import PfNeighbours
 from upgrader.adapters.slot_process import SlotProcesses
 from upgrader.adapters.slot_systemd import SlotSystemd
 from upgrader.adapters.tc_flower import TcFlower
@@ -119,6 +120,7 @@ def steering(config: Config) -> Steering:
     return Ethtool(
         EthtoolDevice(nic.pf, nic.netns),
         Vfs(nic.pf, nic.netns),
+        PfNeighbours(nic.pf, nic.netns),
         nic.vfs,
         nic.vxlan_port,
         nic.location,

@@ -17,6 +17,7 @@ from upgrader.adapters import gate
 from upgrader.adapters.ethtool import Ethtool
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.adapters.overlay_probe import OverlayProbe
+from upgrader.adapters.pf_neighbours import PfNeighbours
 from upgrader.core.errors import HostError
 from upgrader.core.tc import Underlay
 from upgrader.sim.facts import vm_port
@@ -72,7 +73,7 @@ def test_show_and_check(nic: Nic, tmp_path: Path) -> None:
     steering.steady("a")
     code, out, _ = upgrade(path, "nic", "show")
     assert code == 0
-    assert "rule for the rest of the overlay points to slot a" in out
+    assert "rule for all of the overlay points to slot a" in out
     assert "per-vm-dual" in out
     assert upgrade(path, "nic", "check")[0] == 0
     steering.open_window([(vm_port(1), "b")])
@@ -162,7 +163,8 @@ def test_a_turned_rule_is_verified_by_what_another_host_sends(tmp_path: Path) ->
         Wiring(nic, fake)
         probe = OverlayProbe(command, "pf0", nic.netns, 4789, Underlay.IPV4)
         device = EthtoolDevice("pf0", None, fake.ioctl)
-        steering = Ethtool(device, WiredVfs(fake, nic), VFS, 4789, 100, probe=probe, kernel_release=KERNEL)
+        known = PfNeighbours("pf0", nic.netns)
+        steering = Ethtool(device, WiredVfs(fake, nic), known, VFS, 4789, 100, probe=probe, kernel_release=KERNEL)
         steering.steady("a")
         before = steering.arrived()
         steering.steady("b")

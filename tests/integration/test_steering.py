@@ -14,12 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.fake_nic import LOCATION, FakeNic
 from tests.support.steer_bench import Nic, software, veth_nic
-from tests.support.steering_rigs import ADAPTERS, Rig, flower, require_flower
+from tests.support.steering_rigs import ADAPTERS, CAUGHT, Rig, flower, require_flower
 from upgrader.adapters import gate
+from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.adapters.tc_u32 import TcU32
+from upgrader.core import i40e
 from upgrader.core.errors import HostError
-from upgrader.core.model import SlotName, VmPort
+from upgrader.core.model import SLOTS, SlotName, VmPort
+from upgrader.core.nfc import Flow, RxRule, rule, to_vf
 from upgrader.core.steering import choose
 from upgrader.core.tc import Answers, Underlay
 from upgrader.ports import Steering
@@ -153,6 +157,23 @@ def test_contract_one_rule_is_read_as_it_is_now(steering: Steering) -> None:
     assert [one(steering, p) for p in ports] == [None] * 3
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_contract_slots_see_what_neighbours_answer_or_are_told(adapter: str, nic: Nic, tmp_path: Path) -> None:
+    """The kernel of the PF asks and is answered; each switch has to know the next hops of its tunnels, whoever lives."""
+    steering = Rig(adapter, tmp_path, nic).steering()
+    gate.run(["ip", "-n", nic.netns, "addr", "add", "10.9.0.1/24", "dev", "pf0"])
+    for slot in SLOTS:
+        steering.prepare(slot)
+    steering.steady("a")
+    copied = steering.capabilities().copies_answers
+    assert copied is (adapter not in ("x710-in-tree", "x710-out-of-tree"))
+    assert arrivals(nic, arp(2)) == (set(SLOTS) if copied else set())
+    assert steering.neighbours() == ({} if copied else {"10.9.0.2": "02:09:00:00:00:02"})
+    if copied:
+        assert arrivals(nic, neighbour_message(136)) == set(SLOTS)
+    assert steering.facts().foreign == ()
+
+
 def test_one_rule_that_somebody_took_away_or_changed_is_seen(nic: Nic) -> None:
     steering = software(nic)
     ports = [vm_port(i) for i in range(3)]
@@ -204,7 +225,7 @@ FOREIGN = st.builds(
 )
 VERBS = st.lists(
     st.tuples(
-        st.sampled_from(("steady", "anew", "open", "move", "both", "close", "failover", "fence", "prepare")),
+        st.sampled_from(("steady", "anew", "open", "move", "both", "close", "failover", "fence", "prepare", "refuse")),
         st.sampled_from(("a", "b")),
     ),
     min_size=1,
@@ -212,21 +233,36 @@ VERBS = st.lists(
 )
 
 
-@pytest.mark.parametrize("adapter", [a for a in ADAPTERS if a.startswith("tc_")])
+def foreign_on(fake: FakeNic | None) -> list[tuple[RxRule, bool]]:
+    """Rules on a modelled NIC that are not at our place, and whether it took them."""
+    return [(p.rule, p.effective) for p in fake.programmed() if p.rule.location != LOCATION] if fake else []
+
+
+@pytest.mark.parametrize("adapter", [a for a in ADAPTERS if a.startswith("tc_") or a in CAUGHT])
 @pytest.mark.parametrize("qdisc", ["ingress", "clsact"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(foreign=st.lists(FOREIGN, max_size=5), verbs=VERBS)
 def test_filters_of_others_are_never_touched(
-    nic: Nic, adapter: str, qdisc: str, foreign: list[Foreign], verbs: list[tuple[str, SlotName]]
+    nic: Nic, adapter: str, qdisc: str, foreign: list[Foreign], verbs: list[tuple[str, SlotName]], tmp_path: Path
 ) -> None:
-    """Whatever is done, whatever is refused on the way: the filters that were there before are there, as they were."""
+    """Whatever is done, whatever is refused on the way: the filters that were there before are there, as they were.
+
+    And with them an X710's rules, where one has a catch on its PF.
+    """
     for kind in ("ingress", "clsact"):
         gate.run(["tc", "qdisc", "del", "dev", "pf0", kind], netns=nic.netns, check=False)
     nic.tc("qdisc", "add", "dev", "pf0", qdisc)
     for f in foreign:  # two protocols at one priority are refused, and flower where the kernel has none
         gate.run(["tc", *f.words()], netns=nic.netns, check=False)
     before = filters(nic)
-    steering, ports = Rig(adapter, Path(), nic).steering(), [vm_port(i) for i in range(2)]
+    rig = Rig(adapter, tmp_path, nic)
+    if rig.fake:
+        device = EthtoolDevice("pf0", None, rig.fake.ioctl)
+        device.insert(rule(Flow.TCP4, 1, 7, dst_port=22))
+        device.insert(rule(Flow.IP4, to_vf(0, 0), 200, dst_ip=1, user_def=i40e.cloud()))
+    held = foreign_on(rig.fake)
+    assert len(held) == (2 if rig.fake else 0)
+    steering, ports = rig.steering(), [vm_port(i) for i in range(2)]
     for verb, slot in verbs:
         try:
             match verb:
@@ -236,7 +272,7 @@ def test_filters_of_others_are_never_touched(
                     steering.open_window([(p, slot) for p in ports])
                 case "move":
                     steering.move_vm(ports[0], (slot,))
-                case "both":
+                case "both" if steering.capabilities().dual_delivery:
                     steering.move_vm(ports[0], ("a", "b"))
                 case "close":
                     steering.close_window(slot)
@@ -246,8 +282,12 @@ def test_filters_of_others_are_never_touched(
                     steering.fence(slot)
                 case "prepare":
                     steering.prepare(slot)
+                case "refuse":
+                    if rig.fake:
+                        rig.fake.set(refuse_next=1)
         except HostError:
             continue
+    assert foreign_on(rig.fake) == held
     left = [f for f in filters(nic) if not is_copy_of_answers(f)]
     assert [f for f in before if f not in left] == []
     assert len(left) <= len(before) + 1 + len(ports)

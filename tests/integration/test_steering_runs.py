@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_nic import LOCATION
 from tests.support.runs import Killed, SimRun, sim_run
 from tests.support.steer_bench import Nic, veth_nic
 from tests.support.steering_rigs import ADAPTERS, Rig
@@ -18,6 +19,7 @@ from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.adapters.netlink import Requests
 from upgrader.core.lifecycle import RunState
 from upgrader.core.model import SLOTS, SlotName, other_slot
+from upgrader.core.nfc import Flow, rule
 from upgrader.core.steering import choose
 
 pytestmark = pytest.mark.integration
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.integration
 VMS = 3
 _FOREIGN = ["filter", "add", "dev", "pf0", "parent", "ffff:", "protocol", "ip", "prio", "60", "u32", "match", "ip", "dport",
             "53", "0xffff", "action", "mirred", "egress", "redirect", "dev", "vf2r"]  # fmt: skip
+_FOREIGN_ON_NIC = rule(Flow.TCP4, 1, 7, dst_port=22)
 
 
 class Tap:
@@ -64,12 +67,14 @@ def nic() -> Iterator[Nic]:
 
 
 def begun(adapter: str, folder: Path, nic: Nic) -> tuple[SimRun, Rig]:
-    """A host served by slot a, whose PF has a rule of somebody else beside ours, and no rule of an earlier run."""
+    """A host served by slot a, whose PF and NIC have a rule of somebody else beside ours, and none of an earlier run."""
     folder.mkdir(parents=True)
     nic.tc("qdisc", "del", "dev", "pf0", "ingress")
     nic.tc("qdisc", "add", "dev", "pf0", "ingress")
     nic.tc(*_FOREIGN)
     rig = Rig(adapter, folder, nic)
+    if rig.fake:
+        EthtoolDevice("pf0", None, rig.fake.ioctl).insert(_FOREIGN_ON_NIC)
     run = sim_run(folder, VMS)
     run.setup = replace(run.setup, accept=("STEERING_UNPROVEN",), adapter=adapter)
     taken_up(run, rig)
@@ -95,6 +100,10 @@ def settled(run: SimRun, rig: Rig, slot: SlotName) -> None:
     if rig.fake and rig.adapter != "x710-in-tree":
         assert rig.fake.target(4789) == {"a": 0, "b": 1}[slot]
     assert rig.nic.tc("filter", "show", "dev", "pf0", "ingress", "prio", "60").count("mirred") == 1
+    if rig.fake:
+        assert [p.rule for p in rig.fake.programmed() if p.rule.location != LOCATION and p.effective] == [
+            _FOREIGN_ON_NIC
+        ]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -102,7 +111,7 @@ def test_a_whole_run_and_the_way_back(adapter: str, nic: Nic, tap: Tap, tmp_path
     run, rig = begun(adapter, tmp_path / "run", nic)
     plan = run.plan()
     capabilities = run.setup.host.steering.capabilities()
-    strategy = choose(capabilities, VMS, ("STEERING_UNPROVEN",))
+    strategy = choose(capabilities, VMS, run.setup.accept, canary_s=run.setup.policy.canary_check_s)
     assert (plan.strategy, plan.loses) == (strategy.name, strategy.loses)
     tap.changes = 0
     assert run.begin().forward().state is RunState.DONE

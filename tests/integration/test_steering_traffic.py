@@ -12,6 +12,7 @@ from tests.support.steer_bench import (
     Passed,
     build_generator,
     detoured,
+    in_tree_turned,
     one_vm_handed_over,
     one_vm_turned,
     whole_port_turned,
@@ -35,6 +36,10 @@ def test_turns_of_one_vm_lose_nothing(generator: Path) -> None:
     passed = one_vm_turned(generator, 2_000, 6)  # seconds, of which a busy machine needs most
     assert passed.sent == 6 * RATE_PPS
     require_whole(passed, 2_000)
+
+
+def test_a_drivers_rule_that_takes_nothing_is_made_good_by_tc_on_its_pf(generator: Path, tmp_path: Path) -> None:
+    require_whole(in_tree_turned(generator, tmp_path, 1_000, 4), 1_000)
 
 
 def test_dual_delivery_reaches_both_and_loses_nothing(generator: Path) -> None:

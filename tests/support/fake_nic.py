@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.adapters import gate
-from upgrader.adapters.ethtool import Ethtool
+from upgrader.adapters.ethtool import Ethtool, Neighbours
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import nfc
 from upgrader.core.model import SlotName
@@ -33,6 +33,7 @@ _RULES_AT = _COUNTS_AT + 4 * len(_COUNTS)
 _RULE = struct.Struct("=168sIIII")
 KERNEL = "6.1.0-56-amd64"
 VFS: dict[SlotName, int] = {"a": 0, "b": 1}
+LOCATION = 100  # of our one rule
 
 
 def build_shim(folder: Path) -> Path:
@@ -192,6 +193,20 @@ class FakeVfs:
             self.packets[vf] += count
 
 
+class FakeNeighbours:
+    """What the PF's kernel knows, and whether it keeps answers to what it did not ask."""
+
+    def __init__(self) -> None:
+        self.accepts = False
+        self.entries: dict[str, str] = {}
+
+    def accept(self) -> None:
+        self.accepts = True
+
+    def known(self) -> Mapping[str, str]:
+        return self.entries
+
+
 class FakeProbe:
     """Another host that sends packets of the overlay, as `adapters.overlay_probe` makes one."""
 
@@ -215,10 +230,11 @@ def x710(
     *,
     catch: Steering | None = None,
     detour: bool = False,
-    location: int = 100,
+    location: int = LOCATION,
     rate_pps: int = 0,
     probe: FakeProbe | None = None,
     broadcasts: int = 0,
+    known: Neighbours | None = None,
 ) -> Ethtool:
     """The adapter on a fake NIC; while it waits, packets of the overlay come at that rate, and those of a probe that sends.
 
@@ -234,6 +250,7 @@ def x710(
     return Ethtool(
         EthtoolDevice("pf0", None, nic.ioctl),
         given,
+        known or FakeNeighbours(),
         VFS,
         4789,
         location,

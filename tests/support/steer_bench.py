@@ -214,6 +214,27 @@ def whole_port_turned(generator: Path, folder: Path, turns: int, seconds: float,
     return replace(passed, turns=wiring.turns - 1)
 
 
+def in_tree_turned(generator: Path, folder: Path, turns: int, seconds: float) -> Passed:
+    """An X710 with the kernel's driver: its rule stands, and brings no packet to a VF; tc on its PF turns a VM's to and fro."""
+    fake = FakeNic(folder / "nic-in-tree", build_shim(folder), out_of_tree=False)
+    port = vm_port(1)
+    with veth_nic("tree", wired=True) as nic:
+        Wiring(nic, fake)
+        x710(fake, WiredVfs(fake, nic)).steady("a")
+        steering = software(nic)
+        steering.steady("a")
+        steering.open_window([(port, "a")])
+        return under_traffic(
+            nic,
+            generator,
+            port,
+            lambda n: steering.move_vm(port, (SIDES[n % 2],)),
+            turns,
+            rate_pps=RATE_PPS,
+            seconds=seconds,
+        )
+
+
 def detoured(generator: Path, folder: Path, windows: int, seconds: float) -> Passed:
     """Windows opened, the VM moved, closed: from the NIC to the PF, there to the other switch, and onto the NIC again."""
     fake = FakeNic(folder / "nic-detour", build_shim(folder), out_of_tree=True)

@@ -64,6 +64,23 @@ def test_routes_over_the_switch_count() -> None:
     assert len(learned.route_differences(routes[:2], routes)) == 1, "one too much leads a tunnel elsewhere"
 
 
+def test_a_neighbour_is_reached_by_the_longest_route_without_a_gateway() -> None:
+    found = {
+        ip: learned.reached_by(ROUTES + "Cached: 0.0.0.0/0 dev eth0 GW 192.168.1.1 SRC 192.168.1.7\n", ip)
+        for ip in ("10.9.0.2", "192.168.1.1", "192.0.2.9", "198.51.100.1", "fe80::9", "fd00::2")
+    }
+    assert found == {
+        "10.9.0.2": "br-phy",
+        "192.168.1.1": "eth0",
+        "192.0.2.9": None,  # only marked packets go that way
+        "198.51.100.1": None,  # behind a gateway
+        "fe80::9": "br-phy",
+        "fd00::2": None,
+    }
+    nearer = ROUTES + "Cached: 10.9.0.128/25 dev br-far SRC 10.9.0.130\n"
+    assert [learned.reached_by(nearer, f"10.9.0.{last}") for last in (2, 200)] == ["br-phy", "br-far"]
+
+
 def test_a_mark_that_one_switch_never_makes_is_no_difference() -> None:
     marked = learned.routes("Cached: 10.9.0.1/32 dev br-phy SRC 10.9.0.1 local\n", ["br-phy"])
     bare = learned.routes("Cached: 10.9.0.1/32 dev br-phy SRC 10.9.0.1\n", ["br-phy"])

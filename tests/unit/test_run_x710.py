@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_nic import VFS, FakeNic, FakeVfs, build_shim, x710
+from tests.support.fake_nic import VFS, FakeNeighbours, FakeNic, FakeVfs, build_shim, x710
 from tests.support.runs import SimRun, new_engine, sim_run, watch
 from upgrader.adapters.ethtool import Ethtool
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
@@ -37,6 +37,7 @@ class X710Host:
     slots: dict[SlotName, Slot]
     nic: FakeNic
     vfs: FakeVfs
+    known: FakeNeighbours
 
     def plan(self, accept: Sequence[str] = ()) -> Plan:
         facts = gather("h1", self.slots, self.host, vni_key="vni", adapter="ethtool")
@@ -95,12 +96,13 @@ def x710_host(tmp_path: Path, shim: Path) -> Made:
         nic = FakeNic(tmp_path / "nic", shim, out_of_tree=out_of_tree)
         vfs = FakeVfs(nic)
         software = SimSteering(world) if catch or detour else None
-        steering: Ethtool = x710(nic, vfs, catch=software, detour=detour, rate_pps=RATE_PPS)
+        known = FakeNeighbours()
+        steering: Ethtool = x710(nic, vfs, catch=software, detour=detour, rate_pps=RATE_PPS, known=known)
         for slot in VFS:
             steering.prepare(slot)
         steering.steady("a")
         processes = used_by_switches(world, nic, vfs)
-        return X710Host(world, replace(host, steering=steering, processes=processes), slots, nic, vfs)
+        return X710Host(world, replace(host, steering=steering, processes=processes), slots, nic, vfs, known)
 
     return build
 
@@ -178,6 +180,39 @@ def test_a_vf_that_was_reset_is_programmed_again(x710_host: Made, tmp_path: Path
     assert made.nic.count("inserts") == inserts + 1
     run.coordinator.keep()
     assert made.nic.count("inserts") == inserts + 1
+
+
+def test_switches_are_told_of_neighbours_that_their_vfs_see_nothing_of(x710_host: Made, tmp_path: Path) -> None:
+    """Between runs, within one, and when only one of the two is left; a hop that got another MAC as well."""
+    made = x710_host()
+    run = kept(made, tmp_path)
+    hop = "br-phy", "198.51.100.9"
+    made.world.learned["a", "routes", "br-phy", "198.51.100.0/24"] = "dev br-phy"
+
+    def heard(mac: str) -> None:
+        made.known.entries[hop[1]] = mac
+
+    def told() -> dict[str, str | None]:
+        return {slot: made.world.learned.get((slot, "neighbours", *hop)) for slot in VFS}
+
+    assert made.known.accepts
+    run.coordinator.keep()
+    assert told() == {"a": None, "b": None}
+    heard("02:00:00:00:00:01")
+    run.coordinator.keep()
+    assert told() == {"a": "02:00:00:00:00:01", "b": None}
+    heard("02:00:00:00:00:02")
+    run.setup = replace(run.setup, policy=replace(run.setup.policy, keep_old=True))
+    assert run.begin().forward().state is RunState.DONE
+    assert told() == dict.fromkeys(VFS, "02:00:00:00:00:02")
+    heard("02:00:00:00:00:03")
+    run.coordinator.keep()
+    assert told() == dict.fromkeys(VFS, "02:00:00:00:00:03")
+    made.world.die("a")
+    heard("02:00:00:00:00:04")
+    run.coordinator.keep()
+    assert told()["b"] == "02:00:00:00:00:04"
+    assert made.world.trouble == []
 
 
 def test_a_run_is_not_mistaken_for_a_reset(x710_host: Made, tmp_path: Path) -> None:

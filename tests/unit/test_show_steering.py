@@ -86,12 +86,13 @@ def test_a_guest_passes_whole_or_not(result: Result, whole: bool, monkeypatch: p
 def test_the_tests_it_selects_are_there() -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     for files, only, least in (
-        ([steering.CONTRACT], "test_contract and [x710-with-detour]", 5),
+        ([steering.CONTRACT], "test_contract and [x710-with-detour]", 7),
         ([*steering.BYTES], "hands_the_kernel", 20),
         ([*steering.X710[1:]], "dies_between", 12),
         ([steering.RUNS], "whole_run and [tc_u32-ipv6]", 1),
         ([steering.RUNS], "dies_between and -tc_u32]", 2),
-        ([steering.CONTRACT], "others and not flower", 4),
+        ([steering.CONTRACT], "others and not flower", 9),
+        ([steering.CHOICE], "each_nic or longest_cut", 8),
         ([*steering.X710[:1]], "never_touched or stays", 2),
         ([*steering.X710[:1]], "probe or counters or broadcasts", 4),
         ([*steering.X710[1:]], "set_before or was_reset or mistaken or behind_all", 4),

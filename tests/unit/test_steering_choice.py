@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.steer_bench import Nic
+from tests.support.steering_rigs import Rig
 from upgrader.core import plan as planning
 from upgrader.core import tc
 from upgrader.core.findings import Severity
 from upgrader.core.model import SLOTS, Interface, SlotName, SteeringCapabilities
-from upgrader.core.steering import Arrival, choose, judge, majority
+from upgrader.core.plan import Policy
+from upgrader.core.steering import NEXT_VM_S, Arrival, choose, judge, longest_cut_s, majority
 from upgrader.core.tc import Underlay
 from upgrader.sim.facts import host_facts, switch_facts
 
@@ -22,9 +26,9 @@ SLOT = st.sampled_from(SLOTS)
 @pytest.mark.parametrize(
     ("capabilities", "name", "says", "never_says"),
     [
-        (SteeringCapabilities(dual_delivery=True), "per-vm-dual", "about a millisecond", "gap"),
+        (SteeringCapabilities(dual_delivery=True), "per-vm-dual", "about 1 ms (10 packets of 10,000 a second)", "gap"),
         (SteeringCapabilities(dual_delivery=True, detour=True), "per-vm-dual", "kernel path", "gap"),
-        (SteeringCapabilities(dual_delivery=False), "per-vm", "some milliseconds", "gap"),
+        (SteeringCapabilities(dual_delivery=False), "per-vm", "about 5 ms (50 packets of 10,000 a second)", "gap"),
         (
             SteeringCapabilities(dual_delivery=False, atomic=False),
             "per-vm",
@@ -51,6 +55,91 @@ def test_the_strategy_and_its_cost(capabilities: SteeringCapabilities, name: str
     assert says in plan.loses
     assert never_says not in plan.loses
     assert "between two VMs" in plan.loses
+
+
+CUT = "points to the other switch; it turns once more than half of the VMs have moved, so up to 2.4 s (24,050 packets"
+GAP = "in the gap of a rule's turn (deleted, then added), reckoned with 150 us (2 packets"
+HANDED = "of each VM what the fabric sends during its hand-over itself, about 1 ms (10 packets"
+ACROSS = "between two VMs what is sent while they are on different switches, up to 2.7 s (27,000 packets"
+
+
+@pytest.mark.parametrize(
+    ("nic", "strategy", "blocked", "says", "never"),
+    [
+        ("tc_u32", "per-vm-dual", False, [HANDED], ["gap", "points", "kernel path", "less with"]),
+        (
+            "tc_flower-mirror",
+            "whole-port-dual",
+            True,
+            [HANDED, "about 2.7 s, either switch gets all of the overlay", "should the NIC not do"],
+            ["gap", "points", "less with"],
+        ),
+        (
+            "tc_flower",
+            "whole-port",
+            True,
+            [CUT, "nic.mirror = true", 'nic.adapter = "tc_u32"'],
+            ["gap", "its hand-over"],
+        ),
+        (
+            "x710-in-tree",
+            "whole-port",
+            True,
+            [
+                CUT,
+                GAP,
+                "all of the overlay, should the NIC not do what its rules say",
+                'less with nic.adapter = "tc_u32"',
+            ],
+            ["nic.catch"],
+        ),
+        ("x710-out-of-tree", "whole-port", False, [CUT, GAP, 'less with nic.catch = "window"'], ["should the NIC not"]),
+        (
+            "x710-with-catch",
+            "whole-port",
+            False,
+            [CUT, "nothing in the gap of a rule's turn", 'less with nic.catch = "window"'],
+            [GAP],
+        ),
+        (
+            "x710-with-detour",
+            "per-vm-dual",
+            False,
+            [
+                HANDED,
+                "about 2.7 s, the overlay passes the PF's kernel path",
+                "50,000 packets a second passed in the lab",
+            ],
+            ["gap", "points", "less with"],
+        ),
+    ],
+)
+def test_the_plan_says_what_each_nic_costs(
+    nic: str, strategy: str, blocked: bool, says: list[str], never: list[str], tmp_path: Path
+) -> None:
+    """Eight VMs, the first one watched for 2 s: the strategy of each NIC there is an adapter for, and its price."""
+    capabilities = Rig(nic, tmp_path, Nic("no-such-netns"), asked=False).steering().capabilities()
+    plan = planning.upgrade(host_facts(8), capabilities, policy=Policy(canary_check_s=2.0))
+    assert plan.strategy == strategy
+    assert [f.code for f in plan.blocking] == (["STEERING_UNPROVEN"] if blocked else [])
+    for text in (*says, ACROSS):
+        assert text in plan.loses
+    for text in never:
+        assert text not in plan.loses
+    told = [f.code for f in plan.findings if f.code.startswith("STEERING_")]
+    assert told == ([] if nic == "tc_u32" else ["STEERING_UNPROVEN" if blocked else "STEERING_MODELLED"])
+
+
+@given(vms=st.integers(1, 60), canary_s=st.floats(0, 5))
+def test_the_longest_cut_is_that_of_the_vm_that_waits_longest(vms: int, canary_s: float) -> None:
+    """Moved one by one, the port where `majority` says: when does each VM's switch differ from the port's?"""
+    moved_at = [n * NEXT_VM_S + (canary_s if n else 0.0) for n in range(vms)]
+    turned_at = next(at for n, at in enumerate(moved_at, 1) if majority(["b"] * n + ["a"] * (vms - n), "a") == "b")
+    assert longest_cut_s(vms, canary_s) == pytest.approx(max(abs(turned_at - at) for at in moved_at))
+
+
+def test_one_vm_alone_has_nobody_to_talk_to() -> None:
+    assert "between two VMs" not in choose(SteeringCapabilities(dual_delivery=True), 1).loses
 
 
 def test_what_is_unproven_blocks_until_it_is_accepted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.fake_nic import FakeNic, FakeProbe, FakeVfs, build_shim, x710
+from tests.support.fake_nic import LOCATION, FakeNeighbours, FakeNic, FakeProbe, FakeVfs, build_shim, x710
 from upgrader.adapters.ethtool import Ethtool
 from upgrader.adapters.ethtool_ioctl import EthtoolDevice
 from upgrader.core import i40e, nfc
@@ -19,8 +19,6 @@ from upgrader.core.model import SlotName
 from upgrader.core.nfc import Flow, RxRule, rule, to_vf
 from upgrader.core.steering import Arrival, judge
 from upgrader.sim.facts import vm_port
-
-LOCATION = 100
 
 
 @pytest.fixture(scope="session")
@@ -283,7 +281,7 @@ def test_a_netdev_that_is_not_there_or_has_no_rules() -> None:
     vfs = FakeVfs.__new__(FakeVfs)
     for name, words in (("no-such-nic", "there is no netdev"), ("lo", "cannot be asked|has no receive rules")):
         with pytest.raises(HostError, match=words):
-            Ethtool(EthtoolDevice(name, None), vfs, {"a": 0, "b": 1}, 4789, 1).rules()
+            Ethtool(EthtoolDevice(name, None), vfs, FakeNeighbours(), {"a": 0, "b": 1}, 4789, 1).rules()
 
 
 def test_room_is_counted(tmp_path: Path, shim: Path) -> None:

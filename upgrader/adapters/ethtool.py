@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn, Protocol
 
@@ -45,6 +45,13 @@ class VirtualFunctions(Protocol):
     def received(self, vf: int) -> int: ...
 
 
+class Neighbours(Protocol):
+    """What the PF's kernel knows of its neighbours; see `adapters.pf_neighbours`."""
+
+    def accept(self) -> None: ...
+    def known(self) -> Mapping[str, str]: ...
+
+
 class Probe(Protocol):
     """Another host that sends packets of the overlay to this one; see `adapters.overlay_probe`."""
 
@@ -59,12 +66,14 @@ class Ethtool:
     catch     steering in software on the same PF, or None
     detour    whether the catch takes the overlay while a window is open
     probe     sends while a rule is turned, None where only what flows anyway can show where it goes
+    known     of neighbours by the PF's kernel, for switches that get no copy of what is answered: those without a catch
     """
 
     def __init__(
         self,
         device: EthtoolDevice,
         vfs: VirtualFunctions,
+        known: Neighbours,
         vf: dict[SlotName, int],
         vxlan_port: int,
         location: int,
@@ -77,6 +86,7 @@ class Ethtool:
     ) -> None:
         self._device = device
         self._vfs = vfs
+        self._known = known
         self._vf = vf
         self._port = vxlan_port
         self._location = location
@@ -97,6 +107,7 @@ class Ethtool:
             per_vm=detour,
             atomic=False,
             gap_caught=self._catch is not None,
+            copies_answers=self._catch is not None,
             hardware=True,
             detour=detour,
             # in the window of a detour the rules are the catch's, and memory is their limit
@@ -116,6 +127,8 @@ class Ethtool:
         self._vfs.prepare(self._vf[slot])
         if self._catch:
             self._catch.prepare(slot)
+        else:
+            self._known.accept()
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._served.clear()
@@ -181,6 +194,9 @@ class Ethtool:
         """By the VFs' counters, and the catch's where there is one."""
         caught = self._catch.arrived() if self._catch else dict.fromkeys(SLOTS, 0)
         return {slot: count + caught[slot] for slot, count in self._received().items()}
+
+    def neighbours(self) -> Mapping[str, str]:
+        return {} if self._catch else self._known.known()
 
     def _received(self) -> dict[SlotName, int]:
         return {slot: self._vfs.received(self._vf[slot]) for slot in SLOTS}

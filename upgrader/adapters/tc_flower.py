@@ -2,19 +2,22 @@
 
 The filter takes all of the overlay, by the outer header, to one slot's VF representor; or, where the NIC can mirror, to
 both slots while a window is open: each switch delivers to the VMs whose rings it owns. A single VM's packets cannot be
-told there without taking the tunnel off them, which is the switches' work. Run in software only so far, not on hardware.
+told there without taking the tunnel off them, which is the switches' work. Two filters beside it give both VFs what
+neighbours answer (`tc_neighbours`), by this machine's CPUs. Run in software only so far, not on hardware.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_links import Links, TcLinks
+from upgrader.adapters.tc_neighbours import copies_answers, copy_answers
+from upgrader.adapters.tc_u32_read import read_words
 from upgrader.core import tc
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
 from upgrader.core.steering import majority
@@ -84,11 +87,15 @@ class TcFlower:
             used = len(state.foreign) + (state.ours is not None)
             return NicFacts("switchdev", os.uname().release, "", "", "tc flower", used, state.foreign)
 
-    def prepare(self, slot: SlotName) -> None:
+    def prepare(self, slot: SlotName) -> None:  # noqa: ARG002 - both get what neighbours answer
         """In switchdev mode a VF's traffic is the representor's; nothing is set on the VF."""
+        with self._tc.open() as links:
+            self._copy_answers(links)
 
     def steady(self, slot: SlotName, *, anew: bool = False) -> None:
         self._served.clear()
+        with self._state() as state:  # not where a stranger stands in our place
+            self._copy_answers(state.links)
         self._point((slot,), anew=anew)
 
     def open_window(self, served: Sequence[tuple[VmPort, SlotName]]) -> None:
@@ -125,6 +132,14 @@ class TcFlower:
 
     def arrived(self) -> dict[SlotName, int]:
         return self._tc.arrived()
+
+    def neighbours(self) -> Mapping[str, str]:
+        """None: both VFs see what is answered."""
+        return {}
+
+    def _copy_answers(self, links: Links) -> None:
+        with route_socket(self._tc.netns) as sock:
+            copy_answers(links, Requests(sock))
 
     def _follow(self) -> None:
         with self._state() as state:
@@ -168,13 +183,14 @@ class TcFlower:
         present = links.ipr.get_filters(index=links.pf, parent=links.parent) if links.parent is not None else ()
         for message in present:
             kind, prio, handle = message.get_attr("TCA_KIND"), message["info"] >> 16, message["handle"]
-            options = _payload(message.get_attr("TCA_OPTIONS"))
-            if not options or not handle:
-                continue  # the priority's own entry
+            compared = read_words(message)
+            if compared is None or not handle or copies_answers(prio, compared):
+                continue  # the entry of a priority or a hash table, or a copy of answers
             words = f"{kind} filter {handle:#x} at priority {prio}"
             if (prio, handle) != (_PRIOS[self._underlay], _HANDLE):
                 foreign.append(words)
                 continue
+            options = _payload(message.get_attr("TCA_OPTIONS"))
             found = tc.read_flower(options, self._vxlan_port, self._underlay) if kind == "flower" else None
             if found is None or not found.takes_overlay:
                 raise self._tc.error(f"the {words} of {self._tc.pf} is somebody else's, and stands where ours has to")

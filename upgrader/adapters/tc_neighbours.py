@@ -11,7 +11,12 @@ from upgrader.adapters.netlink import Requests
 from upgrader.adapters.tc_links import Links
 from upgrader.adapters.tc_u32_read import read_targets, read_words
 from upgrader.core import tc
-from upgrader.core.tc import Answers
+from upgrader.core.tc import Answers, Words
+
+
+def copies_answers(prio: int, words: Words) -> bool:
+    """Whether a u32 filter at that place, which compares these words, is one of the two."""
+    return any((prio, words) == (kind.prio, kind.words) for kind in Answers)
 
 
 def copy_answers(links: Links, requests: Requests) -> None:

@@ -11,7 +11,7 @@ message and its answer: `move_vm`, and `failover` of all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +21,12 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from upgrader.adapters.netlink import Requests, route_socket
 from upgrader.adapters.tc_links import Links, TcLinks
-from upgrader.adapters.tc_neighbours import copy_answers
+from upgrader.adapters.tc_neighbours import copies_answers, copy_answers
 from upgrader.adapters.tc_u32_read import read_targets, read_words
 from upgrader.core import tc
 from upgrader.core.errors import HostError
 from upgrader.core.model import NicFacts, SlotName, SteeringCapabilities, SteeringRule, VmPort
-from upgrader.core.tc import Answers, Mirred, Underlay
+from upgrader.core.tc import Mirred, Underlay
 
 # Priorities of single VMs' filters, and behind them of the one for the rest; 1 to 49 are ours. The kernel wants
 # another one for each protocol.
@@ -158,6 +158,10 @@ class TcU32:
 
     def arrived(self) -> dict[SlotName, int]:
         return self._tc.arrived()
+
+    def neighbours(self) -> Mapping[str, str]:
+        """None: both VFs see what is answered."""
+        return {}
 
     def _turn(self, keys: list[Key], slots: tuple[SlotName, ...]) -> bool:
         """Turn these filters by what is armed. False where one is not, or was not what we thought."""
@@ -291,7 +295,7 @@ def _prio(key: Key, underlay: Underlay) -> int:
 def _read_filter(message: Any, vxlan_port: int, underlay: Underlay) -> _Filter | str | None:
     """One of ours, or another one in words; None for what is no rule: copies of answers, the entry of a table or a priority."""
     prio, words = message["info"] >> 16, read_words(message)
-    if words is None or any((prio, words) == (kind.prio, kind.words) for kind in Answers):
+    if words is None or copies_answers(prio, words):
         return None
     targets, indexes, packets = read_targets(message)
     key = tc.read_overlay(words, vxlan_port, underlay)

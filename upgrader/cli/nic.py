@@ -14,7 +14,7 @@ from rich.markup import escape
 from upgrader.cli import documents
 from upgrader.core.errors import BlockedError, Exit, HostError, UsageError
 from upgrader.core.findings import Finding, Severity
-from upgrader.core.model import SLOTS, SlotName, SteeringRule
+from upgrader.core.model import SLOTS, SlotName, SteeringCapabilities, SteeringRule
 from upgrader.core.steering import Arrival, Strategy, choose, judge, who_gets
 from upgrader.terminal import consoles, print_json
 
@@ -38,7 +38,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     """Driver, firmware, what they can do for a run, and whose rules are on the NIC. Changes nothing."""
     settings, steering = _open(context)
     facts, capabilities, rules = steering.facts(), steering.capabilities(), steering.rules()
-    strategy = choose(capabilities, vms, settings.policy.accept)
+    strategy = choose(capabilities, vms, settings.policy.accept, canary_s=settings.policy.canary_check_s)
     if as_json:
         print_json(
             documents.NicDocument(
@@ -57,20 +57,21 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
         "PF": f"{settings.nic.pf} ({facts.bus or 'no bus'}), in {settings.nic.netns or 'the host'}, by {settings.nic.adapter}",
         "driver": f"{facts.driver} {facts.version} ({facts.flavour})",
         "firmware": facts.firmware or "not told",
-        "steers": "in hardware" + (", in software while a window is open" if c.detour else "")
-        if c.hardware
-        else "in software",
+        "steers": _how(c),
         "single VMs": "yes" if c.per_vm else "no: the whole port at once",
         "overlay in": f"IPv{c.underlay}",
         "to both slots": "yes" if c.dual_delivery else "no",
         "a rule is turned": "in one step" if c.atomic else "by delete and add" + (", caught" if c.gap_caught else ""),
         "room for rules": "enough" if c.capacity is None else c.capacity,
+        "neighbours": "both switches see what is answered to the PF"
+        if c.copies_answers
+        else "ovs-upgraded tells the switches of those that the PF's kernel knows",
         "strategy": f"{strategy.name}; it can lose: {strategy.loses}",
     }
     for name, text in lines.items():
         out.print(f"{name:<17} {escape(str(text))}", soft_wrap=True)
     for rule in rules:
-        out.print(f"ours              {escape(_words(rule))}", soft_wrap=True)
+        out.print(f"ours              {escape(_words(rule, rules))}", soft_wrap=True)
     for foreign in facts.foreign:
         out.print(f"not ours          {escape(foreign)}", soft_wrap=True)
     if c.unproven:
@@ -81,7 +82,7 @@ def show(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
 def check(context: typer.Context, vms: Vms = 1, as_json: Json = False) -> None:
     """Whether a run could steer by this NIC as it is: exit 0 if so, 3 with what stands against it. Changes nothing."""
     settings, steering = _open(context)
-    strategy = choose(steering.capabilities(), vms, settings.policy.accept)
+    strategy = choose(steering.capabilities(), vms, settings.policy.accept, canary_s=settings.policy.canary_check_s)
     findings = (*strategy.findings, *_of_rules(steering.rules()))
     blocking = [f for f in findings if f.severity is Severity.BLOCKING]
     if as_json:
@@ -176,7 +177,7 @@ def _of_rules(rules: tuple[SteeringRule, ...]) -> list[Finding]:
         Finding(
             "STEERING_RULE_ASTRAY",
             Severity.BLOCKING,
-            f"our {_words(r)}: its VF was reset since, or the rule was changed",
+            f"our {_words(r, rules)}: its VF was reset since, or the rule was changed",
             "bring a VF's switch up first, then: upgrade --host localhost   (it writes the rule anew)",
         )
         for r in rules
@@ -184,8 +185,16 @@ def _of_rules(rules: tuple[SteeringRule, ...]) -> list[Finding]:
     ]
 
 
-def _words(rule: SteeringRule) -> str:
-    match = "the rest of the overlay" if rule.mac is None else f"VNI {rule.vni}, MAC {rule.mac}"
+def _how(c: SteeringCapabilities) -> str:
+    if not c.hardware:
+        return "in software"
+    how = "by rules of the NIC" + (", in software while a window is open" if c.detour else "")
+    return f"{how} (see unproven)" if c.unproven else f"{how} (modelled, not run on hardware)"
+
+
+def _words(rule: SteeringRule, rules: tuple[SteeringRule, ...]) -> str:
+    whole = "all of the overlay" if len(rules) == 1 else "the rest of the overlay"
+    match = whole if rule.mac is None else f"VNI {rule.vni}, MAC {rule.mac}"
     counted = f", {rule.packets} packets" if rule.packets is not None else ""
     return f"rule for {match} points to {_join(rule.targets) or 'nobody we know'}{counted}"
 

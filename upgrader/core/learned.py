@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 
 from upgrader.core.proof import Difference, compare
 
@@ -72,6 +73,17 @@ def routes(shown: str, netdevs: Collection[str]) -> tuple[Route, ...]:
     """
     found = [Route(k == "User", p, m or None, d, rest.strip()) for k, p, m, d, rest in _ROUTE.findall(shown)]
     return tuple(r for r in found if r.netdev in netdevs and not r.prefix.startswith("fe80:"))
+
+
+def reached_by(shown: str, ip: str) -> str | None:
+    """The netdev by which an address is reached with no gateway between, of `ovs/route/show`; None where it is not."""
+    wanted = ip_address(ip)
+    best: tuple[int, str | None] = -1, None
+    for _, prefix, mark, netdev, rest in _ROUTE.findall(shown):
+        network = ip_network(prefix)
+        if wanted in network and not mark and network.prefixlen > best[0]:
+            best = network.prefixlen, None if " GW " in rest else netdev
+    return best[1]
 
 
 def as_both_tell(old: tuple[Route, ...], new: tuple[Route, ...]) -> tuple[tuple[Route, ...], tuple[Route, ...]]:

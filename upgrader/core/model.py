@@ -372,6 +372,7 @@ class SteeringCapabilities:
     atomic               a rule is turned in one step; without, it is deleted and then added, with a gap
     gap_caught           what arrives in that gap reaches the switch by way of the PF
     hardware             the NIC steers, not this machine's CPUs
+    copies_answers       both VFs see what neighbours answer to the PF; without, the switches have to be told
     detour               while a window is open the overlay passes this machine's CPUs, on a NIC that steers otherwise
     capacity             rules we may have at once, None where memory is the only limit
     underlay             IP version of the packets that carry the overlay, as far as it is steered
@@ -382,6 +383,7 @@ class SteeringCapabilities:
     per_vm: bool = True
     atomic: bool = True
     gap_caught: bool = False
+    copies_answers: bool = True
     hardware: bool = False
     detour: bool = False
     capacity: int | None = None

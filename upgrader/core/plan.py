@@ -190,7 +190,7 @@ def _plan(
     *,
     start: bool,
 ) -> Plan:
-    strategy = choose(capabilities, len(facts.ports), accept)
+    strategy = choose(capabilities, len(facts.ports), accept, canary_s=policy.canary_check_s)
     old, new = facts.slot(source), facts.slot(target)
     every = tuple(without_rings(p) for p in facts.ports)
     to_move = tuple(p for p in every if start or facts.serving(p) != target)

@@ -25,6 +25,7 @@ from upgrader.engine.vigil import Vigil
 from upgrader.ports import Host, Journal, Watcher
 from upgrader.steps import Context
 from upgrader.steps.catch_up import bring_late
+from upgrader.steps.replication import tell_neighbours
 from upgrader.steps.sockets import give_sockets
 
 log = structlog.get_logger(__name__)
@@ -80,7 +81,7 @@ class Coordinator:
 
         The rule of a VF that was reset is written anew; one of a run that stopped half-way when the run goes on. And
         where a run kept its old switch, VMs that came to it since follow the others: traffic goes to the new one. When
-        one of the two has died, VMs that are started come to the other.
+        one of the two has died, VMs that are started come to the other. Switches that see no answers are told of them.
         """
         setup = self.setup()
         setup.host.well_known.mend()
@@ -101,6 +102,7 @@ class Coordinator:
                 give_sockets(context, context.target, context.source)
         if latest is None or latest[1] not in UNFINISHED:
             self._resets.look(setup.host, setup.slots, latest)
+        tell_neighbours(setup.host, setup.slots.values())
 
     def begin(self, plan: Plan, control: Control, watch: Watcher) -> Engine:
         """A new run of this plan. Raises BlockedError, and begins nothing, where findings or the host forbid it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,6 +76,9 @@ class SimSteering:
 
     def arrived(self) -> dict[SlotName, int]:
         return {"a": 0, "b": 0}
+
+    def neighbours(self) -> Mapping[str, str]:
+        return {}
 
     def rules(self) -> tuple[SteeringRule, ...]:
         self._w.look("rules")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from upgrader.core import openflow
+from upgrader.core import learned, openflow
 from upgrader.core.errors import CommandError
 from upgrader.core.model import Slot, SlotName
 from upgrader.core.openflow import BridgeState
@@ -67,6 +67,23 @@ class SimOpenFlow:
         self._w.learned |= {(target.name, *key): how for key, how in lacking.items()}
         return {kind: sum(1 for k, _, _ in lacking if k == kind) for kind in LEARNED}
 
+    def teach_neighbours(self, slot: Slot, neighbours: Mapping[str, str]) -> int:
+        self._w.require_running(slot)
+        routes = "".join(
+            f"User: {prefix} {how}\n"
+            for (s, kind, _, prefix), how in self._w.learned.items()
+            if (s, kind) == (slot.name, "routes")
+        )
+        taught = {}
+        for ip, mac in neighbours.items():
+            key = slot.name, "neighbours", learned.reached_by(routes, ip) or "", ip
+            if key[2] and self._w.learned.get(key) != mac:
+                taught[key] = mac
+        if taught:
+            self._w.call(f"teach {slot.name}")
+        self._w.learned |= taught
+        return len(taught)
+
     def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
         old, new = (self._learned(slot, bridges) for slot in (source, target))
         return tuple(
@@ -111,8 +128,8 @@ def forget(world: World, name: SlotName) -> None:
     for kind in (world.flows, world.groups, world.meters, world.tlvs):
         for key in [k for k in kind if k[0] == name]:
             del kind[key]
-    for learned in [k for k in world.learned if k[0] == name]:
-        del world.learned[learned]
+    for what in [k for k in world.learned if k[0] == name]:
+        del world.learned[what]
 
 
 def apply(world: World, name: SlotName, bridge: str, lines: Sequence[str]) -> None:

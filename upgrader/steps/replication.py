@@ -5,13 +5,18 @@ The slot in control is the source, whichever way VMs are moved: controllers writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import structlog
 
 from upgrader.core.errors import StepError, UpgradeError
 from upgrader.core.in_step import STALE, InStep
 from upgrader.core.model import PortBinding, Slot
 from upgrader.core.proof import Difference
+from upgrader.ports import Host
 from upgrader.steps.base import Context, Data
+
+log = structlog.get_logger(__name__)
 
 _FRESH_S = 2.0  # a standby as old as this is still fresh enough for the next VM; the move of control misses nothing
 _OLDEST_S = 10.0  # where a round takes longer than that, no VM goes to what it has brought over
@@ -40,12 +45,23 @@ def follow(context: Context, leader: Slot, follower: Slot, *, hold: bool = True,
     for bridge in copied.bridges:
         for what, count in host.openflow.sync(leader, follower, bridge, hold=hold, moving=moving).items():
             total[what] = total.get(what, 0) + count
+    tell_neighbours(host, [leader])
     taught = host.openflow.sync_learned(leader, follower, copied.bridges)
     if moving:
         host.openflow.sync_learned(follower, leader, copied.bridges)
     changed |= total | {what: count for what, count in taught.items() if count}
     context.freshness.at_s = context.freshness.last_s = begun_s
     return changed | ({"not carried": list(copied.lost)} if copied.lost else {})
+
+
+def tell_neighbours(host: Host, slots: Iterable[Slot]) -> None:
+    """Have switches know who answers to the PF, where their VFs see nothing of that; those that do not run are left out."""
+    if known := host.steering.neighbours():
+        for slot in slots:
+            if host.processes.status(slot).vswitchd_pid is not None and (
+                new := host.openflow.teach_neighbours(slot, known)
+            ):
+                log.info("told of neighbours", slot=slot.name, new=new)
 
 
 def differences(context: Context, leader: Slot, follower: Slot) -> tuple[Difference, ...]:

@@ -45,6 +45,7 @@ class OpenFlowContract:
             lambda: port.sync_learned(active, standby, [UNDERLAY]),
             lambda: port.sync_learned(standby, active, [UNDERLAY]),
             lambda: port.learned_differences(active, standby, [UNDERLAY]),
+            lambda: port.teach_neighbours(standby, {"192.0.2.9": "02:00:00:00:00:09"}),
             lambda: port.traces(standby, active, 3),
         ]
         before = port.flows(active, UNDERLAY)
@@ -136,6 +137,18 @@ class OpenFlowContract:
         assert [d for d in port.learned_differences(active, standby, bridges) if d.kind in found] == []
         again = port.sync_learned(active, standby, bridges)
         assert (again["neighbours"], again["routes"]) == (0, 0)
+
+    def test_neighbours_that_a_switch_is_told_of_it_knows_where_it_reaches_them(self, pair: Rig) -> None:
+        port, active, standby = pair.host.openflow, pair.active, pair.standby
+        pair.teach_route(active, UNDERLAY, "198.51.100.0/24")
+        told = {"198.51.100.9": "02:00:00:00:00:09", "203.0.113.9": "02:00:00:00:00:0a"}
+        assert port.teach_neighbours(active, told) == 1
+        assert port.teach_neighbours(active, told) == 0
+        assert port.sync_learned(active, standby, [UNDERLAY])["neighbours"] >= 1
+        assert [d for d in port.learned_differences(active, standby, [UNDERLAY]) if d.kind == "neighbour"] == []
+        assert port.teach_neighbours(active, {"198.51.100.9": "02:00:00:00:00:99"}) == 1
+        (found,) = [d for d in port.learned_differences(active, standby, [UNDERLAY]) if d.kind == "neighbour"]
+        assert (found.what, found.old, found.new) == ("198.51.100.9", "02:00:00:00:00:99", "02:00:00:00:00:09")
 
     def test_a_neighbour_more_is_no_difference_and_a_route_more_is_taken_away(self, pair: Rig) -> None:
         port, active, standby = pair.host.openflow, pair.active, pair.standby

@@ -67,6 +67,9 @@ class Ofctl:
     def sync_learned(self, source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int]:
         return learned.sync(source, target, bridges)
 
+    def teach_neighbours(self, slot: Slot, neighbours: Mapping[str, str]) -> int:
+        return learned.teach_neighbours(slot, neighbours)
+
     def learned_differences(self, source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
         return learned.differences(source, target, bridges)
 

@@ -37,6 +37,18 @@ def sync(source: Slot, target: Slot, bridges: Sequence[str]) -> Mapping[str, int
     return taught
 
 
+def teach_neighbours(slot: Slot, neighbours: Mapping[str, str]) -> int:
+    """Tell the switch of those it reaches with no gateway between, and knows not so; returns how many."""
+    routes, here = _routes(slot), _neighbours(slot)
+    taught = 0
+    for ip, mac in neighbours.items():
+        bridge = learned.reached_by(routes, ip)
+        if bridge is not None and here.get((bridge, ip)) != mac:
+            appctl(slot, "tnl/neigh/set", bridge, ip, mac)
+            taught += 1
+    return taught
+
+
 def differences(source: Slot, target: Slot, bridges: Sequence[str]) -> tuple[Difference, ...]:
     """What the target lacks or has otherwise."""
     old, new = learned.as_both_tell(*(learned.routes(_routes(s), bridges) for s in (source, target)))
