@@ -126,7 +126,7 @@ def test_a_fence_is_an_eventfd_that_qemu_has_too(monitor: Monitor) -> None:
     assert [(command, fds) for command, _, fds in monitor.told[1:]] == [("getfd", 1), ("netdev-vhost-user-fence", 0)]
     assert monitor.told[-1][1] == {"id": "hostnet0", "owner-pid": 4711, "fdname": given.name}
     (qemus,) = monitor.files
-    assert os.readlink(f"/proc/self/fd/{qemus}") == "anon_inode:[eventfd]"
+    assert str(Path(f"/proc/self/fd/{qemus}").readlink()) == "anon_inode:[eventfd]"
     assert select.select([qemus], [], [], 0) == ([], [], [])
     given.say()
     given.say()

@@ -131,9 +131,7 @@ def _context(setup: Setup, order: Order) -> Context:
     return Context(setup.host, order.plan, setup.slots[order.plan.source], setup.slots[order.plan.target])
 
 
-def _get_ready(
-    context: Context, pool: ThreadPoolExecutor, death: DeathWatch | None, fences: Fences
-) -> Ready | Failed:
+def _get_ready(context: Context, pool: ThreadPoolExecutor, death: DeathWatch | None, fences: Fences) -> Ready | Failed:
     """Once through what the takeover needs, so that it stands ready: sockets, messages, fences, the connection to libvirt."""
     try:
         context.host.steering.rules()
