@@ -31,28 +31,32 @@ class Fences:
         Raises HostError where libvirt does not answer. A VM without one is brought over by command.
         """
         active, standby = context.pid(context.source), context.pid(context.target)
-        before, self._given = self._given, {}
+        wanted = set()
         for port in context.plan.all_ports:
-            now, fence = context.host.hypervisor.ownership(port), before.get(port.label)
-            waited_for = fence is not None and now is not None and now.fence == fence.name and fence.pid == active
-            if fence is not None and waited_for:
-                self._given[port.label] = before.pop(port.label)
-            elif now and active and standby and now.owner_pid == active and now.standby and now.standby.pid == standby:
-                self._give(context, port, active)
-        for fence in before.values():
-            fence.close()
+            now, fence = context.host.hypervisor.ownership(port), self._given.get(port.label)
+            if now is None or now.fence is None:
+                continue
+            pair = now.owner_pid, now.standby.pid if now.standby else None
+            if fence is not None and fence.name == now.fence and fence.pid == active:
+                wanted.add(port.label)
+            elif active and standby and pair == (active, standby) and (new := self._give(context, port, active)):
+                if fence is not None:
+                    fence.close()
+                self._given[port.label] = new
+                wanted.add(port.label)
+        for label in self._given.keys() - wanted:
+            self._given.pop(label).close()
 
-    def _give(self, context: Context, port: VmPort, pid: int) -> None:
+    def _give(self, context: Context, port: VmPort, pid: int) -> Fence | None:
         try:
             fence = context.host.hypervisor.give_fence(port, pid)
         except HostError as error:
             if self._refused.get(port.label) != str(error):
                 log.warning("a fence is refused: a takeover goes by command there", vm=port.label, error=str(error))
             self._refused[port.label] = str(error)
-            return
+            return None
         self._refused.pop(port.label, None)
-        if fence is not None:
-            self._given[port.label] = fence
+        return fence
 
     def say(self, harmless: Collection[int]) -> frozenset[str]:
         """Tell all QEMUs whose owner is proved to be fenced; returns their VMs. They act when they get a CPU."""
