@@ -172,6 +172,26 @@ class OpenFlow(Protocol):
         """Trace live megaflows of the source in both; how many were traced, and those that end otherwise."""
 
 
+class Fence(Protocol):
+    """A descriptor by which one VM's QEMU is told that its owner is fenced. Nobody else can say it but who gave it.
+
+    name  what `RingOwnership.fence` says as long as QEMU waits for it
+    pid   the owner
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    def say(self) -> None:
+        """That process is fenced: QEMU does by itself, and soon, what `switch` with `fenced` does. Without effect when the
+        VM has got another owner or standby since, or said again; nothing is returned, `ownership` tells.
+        """
+
+    def close(self) -> None:
+        """Nothing will be said by it any more."""
+
+
 class Hypervisor(Protocol):
     """Running VMs and the vhost-user connections of their QEMU."""
 
@@ -193,6 +213,11 @@ class Hypervisor(Protocol):
         """Detach `chardev` where it is the standby, and remove it where it is ours. Idempotent; not for the owner."""
 
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult: ...
+    def give_fence(self, port: VmPort, pid: int) -> Fence | None:
+        """Give a VM that process `pid` serves, and on which another one stands by, a new one; the former is void.
+
+        None where QEMU or libvirt cannot. Raises HostError where QEMU refuses: nothing was changed.
+        """
 
 
 class Steering(Protocol):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import xml.etree.ElementTree as ET
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from upgrader.core.model import (
     VmPort,
 )
 from upgrader.core.versions import Libvirt, can
+from upgrader.ports import Fence
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,21 @@ _AT_REST = ("none", "completed", "failed", "cancelled")
 
 class _VmGoneError(HostError):
     """The VM ended meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _EventFence:
+    """An eventfd(2) that QEMU has, too. Each VM's is its own: a QEMU that was broken into speaks to no other by it."""
+
+    name: str
+    pid: int
+    fd: int
+
+    def say(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def _quiet(_context: object, _error: object) -> None:
@@ -152,6 +169,22 @@ class LibvirtQmp:
     def switch(self, port: VmPort, owner: str, generation: int, *, fenced: bool = False) -> SwitchResult:
         arguments = {"id": port.netdev, "owner": owner, "generation": generation, "fenced": fenced}
         return _switch_result(self._qmp(self._domain(port), "netdev-vhost-user-switch", arguments))
+
+    def give_fence(self, port: VmPort, pid: int) -> Fence | None:
+        if can(Libvirt.PASS_FDS, self._version()) is False:
+            return None
+        domain = self._domain(port)
+        now = self._ownerships(domain).get(port.netdev)
+        if now is not None and now.fence is None:
+            return None
+        fence = _EventFence(f"fence-{secrets.token_hex(8)}", pid, os.eventfd(0, os.EFD_CLOEXEC))
+        try:
+            self._qmp(domain, "getfd", {"fdname": fence.name}, fds=[fence.fd])
+            self._qmp(domain, "netdev-vhost-user-fence", {"id": port.netdev, "owner-pid": pid, "fdname": fence.name})
+        except HostError:
+            fence.close()
+            raise
+        return fence
 
     def _version(self) -> str:
         """Of libvirtd, e.g. ``7.0.0``."""
@@ -298,6 +331,7 @@ def _ownership(entry: dict[str, Any]) -> RingOwnership:
         rings=tuple(
             Ring(r["index"], r["num"], r["avail-idx"], r["used-idx"], r["enabled"]) for r in entry.get("rings", [])
         ),
+        fence=entry.get("fence"),
     )
 
 

@@ -125,6 +125,8 @@ class RingOwnership:
     owner_pid    process at its other end, None when not connected
     generation   raised by QEMU each time the owner changes
     in_doubt     an exchange missed its deadline; QEMU waits for late answers before anybody owns the rings
+    fence        name of the descriptor by which QEMU waits to be told that the owner is fenced, empty: none; None: this
+                 QEMU knows of no such thing
     """
 
     owner: str
@@ -134,6 +136,7 @@ class RingOwnership:
     standby: Standby | None
     in_doubt: bool
     rings: tuple[Ring, ...]
+    fence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

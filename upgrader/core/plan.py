@@ -257,8 +257,8 @@ def plan_id(*content: object) -> str:
 
 
 def without_rings(port: VmPort) -> VmPort:
-    """Ring indexes run on while a plan is read; it does not stand on them."""
-    return replace(port, ownership=replace(port.ownership, rings=())) if port.ownership else port
+    """Ring indexes run on while a plan is read, and a sentry gives its fences anew; it does not stand on them."""
+    return replace(port, ownership=replace(port.ownership, rings=(), fence=None)) if port.ownership else port
 
 
 def _moves(ports: Sequence[VmPort], source: SlotName, target: SlotName) -> list[PlannedStep]:

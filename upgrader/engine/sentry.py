@@ -25,6 +25,7 @@ from upgrader.core.plan import Plan
 from upgrader.engine.coordinator import Setup
 from upgrader.ports import DeathWatch, Probe
 from upgrader.steps import Context
+from upgrader.steps.fences import Fences
 from upgrader.steps.take_over import take_over
 
 log = structlog.get_logger(__name__)
@@ -85,6 +86,7 @@ def serve(orders: Connection, setup: Setup) -> None:
     probe: Probe | None = None
     order: Order | None = None
     health = Health()
+    fences = Fences()
     _go_first()
     try:
         while True:
@@ -96,16 +98,16 @@ def serve(orders: Connection, setup: Setup) -> None:
                 context = _context(setup, order)
                 death = death or setup.host.processes.watch(context.source)
                 probe = probe or setup.host.processes.probe(context.source)
-                orders.send(_get_ready(context, pool, death))
+                orders.send(_get_ready(context, pool, death, fences))
             elif readable:
                 if death and death.died():
-                    orders.send(_act(setup, order, pool, "") if order and order.at_death else Died())
+                    orders.send(_act(setup, order, pool, fences, "") if order and order.at_death else Died())
                     _let_go(death, probe)
                     death = probe = None
             elif order and probe and (pulse := probe.pulse()):
                 before, health = health.hang, health.after(pulse)
                 if health.hang and order.at_hang:
-                    orders.send(_act(setup, order, pool, health.hang))
+                    orders.send(_act(setup, order, pool, fences, health.hang))
                     _let_go(death, probe)
                     death = probe = None
                 elif health.hang != before:
@@ -114,6 +116,7 @@ def serve(orders: Connection, setup: Setup) -> None:
         pass  # no guard, no sentry: QEMU moves the rings by itself, the next guard does the rest
     finally:
         _let_go(death, probe)
+        fences.close()
         pool.shutdown(wait=False)
         orders.close()
 
@@ -128,12 +131,11 @@ def _context(setup: Setup, order: Order) -> Context:
     return Context(setup.host, order.plan, setup.slots[order.plan.source], setup.slots[order.plan.target])
 
 
-def _get_ready(context: Context, pool: ThreadPoolExecutor, death: DeathWatch | None) -> Ready | Failed:
-    """Once through what the takeover needs, so that it stands ready: sockets, messages, the connection to libvirt."""
+def _get_ready(context: Context, pool: ThreadPoolExecutor, death: DeathWatch | None, fences: Fences) -> Ready | Failed:
+    """Once through what the takeover needs, so that it stands ready: sockets, messages, fences, the connection to libvirt."""
     try:
         context.host.steering.rules()
-        for port in context.plan.all_ports:
-            context.host.hypervisor.ownership(port)
+        fences.renew(context)
     except UpgradeError as error:
         return Failed(str(error), error.next)
     together = threading.Barrier(_AT_A_TIME)
@@ -155,10 +157,10 @@ def _go_first(together: threading.Barrier | None = None) -> None:
             log.warning("no real-time priority: a takeover waits for a CPU as everybody does", error=str(error))
 
 
-def _act(setup: Setup, order: Order, pool: ThreadPoolExecutor, hang: str) -> Taken | Failed:
+def _act(setup: Setup, order: Order, pool: ThreadPoolExecutor, fences: Fences, hang: str) -> Taken | Failed:
     """The takeover itself: effects first, the record after them."""
     try:
-        data = take_over(_context(setup, order), order.plan.all_ports, pool.map)
+        data = take_over(_context(setup, order), order.plan.all_ports, pool.map, fences)
         return Taken(order.plan, {**data, "hung": hang} if hang else data)
     except UpgradeError as error:
         return Failed(str(error), error.next)

@@ -67,6 +67,7 @@ def ownership(
         standby=standby,
         in_doubt=False,
         rings=tuple(Ring(i, 256, 10, 10, True) for i in range(rings)),
+        fence="",
     )
 
 

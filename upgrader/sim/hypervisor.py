@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
+from upgrader.core.errors import HostError
 from upgrader.core.model import CHARDEV_PREFIX, Ring, RingOwnership, Standby, SwitchResult, VmInterface, VmPort
-from upgrader.sim.world import World, key, refused
+from upgrader.ports import Fence
+from upgrader.sim.world import World, key, no_fence, refused
 
 _UNTOUCHED = (Ring(1, 256, 1, 0, True),)  # the guest has sent, and nobody took it
+
+
+class SimFence:
+    def __init__(self, qemu: SimHypervisor, port: VmPort, name: str, pid: int) -> None:
+        self._qemu = qemu
+        self._port = port
+        self.name = name
+        self.pid = pid
+
+    def say(self) -> None:
+        self._qemu.fenced(self._port, self.name)
+
+    def close(self) -> None: ...
 
 
 class SimHypervisor:
@@ -55,7 +71,8 @@ class SimHypervisor:
             raise refused(f"there is no chardev '{chardev}'")
         if ours:
             self._w.chardevs.add((port.domain, chardev))
-        self._set(port, replace(now, standby=Standby(chardev, False, False, "not connected", None, peer_pid)))
+        standby = Standby(chardev, False, False, "not connected", None, peer_pid)
+        self._set(port, replace(now, standby=standby, fence=no_fence(now)))
         self._w.reconnect(key(port))
 
     def drop_connection(self, port: VmPort, chardev: str) -> None:
@@ -68,6 +85,34 @@ class SimHypervisor:
         now = self._own(port)
         if (now.owner, now.generation) != (owner, generation):
             raise refused("owner or generation is another")
+        return self._switch(port, now, fenced=fenced)
+
+    def give_fence(self, port: VmPort, pid: int) -> Fence | None:
+        self._w.call(f"give_fence {port.domain}")
+        now = self._own(port)
+        if now.fence is None:
+            return None
+        if now.standby is None:
+            raise refused(f"netdev '{port.netdev}' has no standby")
+        if now.owner_pid != pid:
+            raise refused(f"the owner of netdev '{port.netdev}' is process {now.owner_pid}, not {pid}")
+        self._w.fences += 1
+        fence = SimFence(self, port, f"fence-{self._w.fences}", pid)
+        self._set(port, replace(now, fence=fence.name))
+        return fence
+
+    def fenced(self, port: VmPort, name: str) -> None:
+        """QEMU reads what was written, if that is what it waits for."""
+        self._w.call(f"say_fenced {port.domain}")
+        vm = self._vm(port)
+        if vm is None or vm.ownership is None or vm.ownership.fence != name:
+            return
+        now = replace(vm.ownership, fence="")
+        self._set(port, now)
+        with suppress(HostError):  # it has nobody to tell that to
+            self._switch(port, now, fenced=True)
+
+    def _switch(self, port: VmPort, now: RingOwnership, *, fenced: bool) -> SwitchResult:
         if now.standby is None or not now.standby.ready:
             raise refused("the standby is not ready")
         if fenced and self._w.slot_of(now.owner_pid) is not None:
@@ -84,8 +129,9 @@ class SimHypervisor:
             owner=now.standby.chardev,
             owner_pid=now.standby.pid,
             owner_connected=True,
-            generation=generation + 1,
+            generation=now.generation + 1,
             standby=old,
+            fence=no_fence(now),
         )
         self._set(port, new)
         return SwitchResult(
@@ -97,7 +143,7 @@ class SimHypervisor:
         if now is None:
             return
         if now.standby and now.standby.chardev == chardev:
-            self._set(port, replace(now, standby=None))
+            self._set(port, replace(now, standby=None, fence=no_fence(now)))
         if not chardev.startswith(CHARDEV_PREFIX):
             return  # libvirt's own
         if now.owner == chardev:

@@ -31,8 +31,8 @@ _FORMAT = 3  # of the file: goes up with each field of `World` that an older one
 #: The first word of every call that can be made to fail; the rest says on which slot, VM or bridge.
 CALLS = (
     "assume_control", "attach", "close_window", "copy", "copy_addresses", "drop", "drop_clients", "failover", "fence_vf",
-    "kill", "listen", "log_vhost", "point_to", "prepare", "redirect", "release_control", "start_at_boot", "start_database",
-    "start_switch", "steady", "steer", "stop", "switch", "sync", "sync_learned", "teach",
+    "give_fence", "kill", "listen", "log_vhost", "point_to", "prepare", "redirect", "release_control", "start_at_boot",
+    "start_database", "start_switch", "steady", "steer", "stop", "switch", "sync", "sync_learned", "teach",
 )  # fmt: skip
 
 

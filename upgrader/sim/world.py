@@ -59,7 +59,13 @@ def taken_over(own: RingOwnership) -> RingOwnership:
         generation=own.generation + 1,
         standby=lost,
         in_doubt=False,
+        fence=no_fence(own),
     )
+
+
+def no_fence(own: RingOwnership) -> str | None:
+    """Owner or standby is another: what a fence said of them is void."""
+    return None if own.fence is None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ class World:
     next_pid: int = 5000
     now: float = 0.0
     chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
+    fences: int = 0  # that were given
     calls: list[str] = field(default_factory=list, metadata=PASSING)
     looks: int = field(default=0, metadata=PASSING)
     look_fault: Callable[[str, int], BaseException | None] = field(default=lambda name, count: None, metadata=PASSING)
@@ -257,7 +264,7 @@ class World:
             dials = [n for n in self.pids if (n, which) in self.in_line or self.dials(n, vm) == vm.socket]
             name = dials[0] if dials else None
             if own.owner_pid is None and own.owner == vm.chardev and name is not None:
-                own = replace(own, owner_connected=True, owner_pid=self.pids[name])
+                own = replace(own, owner_connected=True, owner_pid=self.pids[name], fence=no_fence(own))
             waits = own.standby
             peer = self.slot_of(waits.expected_pid) if waits and not waits.ready else None
             free = peer is not None and (peer, which) not in self.in_line

@@ -13,12 +13,14 @@ from upgrader.core.in_step import STALE
 from upgrader.core.model import VmPort, owned_by
 from upgrader.core.plan import PlannedStep
 from upgrader.steps.base import Context, Data
+from upgrader.steps.fences import Fences
 
 Each = Callable[
     [Callable[[VmPort], bool | UpgradeError | None], Sequence[VmPort]], Iterable[bool | UpgradeError | None]
 ]
 
 _SETTLE_S = 3.0
+_BY_THEMSELVES_S = 0.01  # QEMUs that were told: to be asked meanwhile would hold them up
 _POLL_S = 0.001
 _CONNECT_S = 10.0
 _CONNECT_POLL_S = 0.05
@@ -61,11 +63,12 @@ class TakeOver:
         )
 
 
-def take_over(context: Context, ports: Sequence[VmPort], each: Each = map) -> Data:
+def take_over(context: Context, ports: Sequence[VmPort], each: Each = map, fences: Fences | None = None) -> Data:
     """Fence, steering, rings; nothing else, and no record: this is what a VM waits for. Returns when it began (CLOCK_REALTIME)
     and what each part took, us. `each` applies a function to all VMs, one after the other or several at a time.
 
-    Steering goes first, since it is one message for all VMs; what it brings before the rings have moved would have been
+    QEMUs that were given `fences` move their rings while steering is turned, and are asked afterwards. Of the others steering
+    goes first, since it is one message for all VMs; what it brings before the rings have moved would have been
     lost at the dead switch as well. Raises HostError, with nothing changed, when the old switch cannot be fenced.
     """
     clock, steering = context.host.clock, context.host.steering
@@ -81,6 +84,7 @@ def take_over(context: Context, ports: Sequence[VmPort], each: Each = map) -> Da
     known = {p.ownership.owner_pid for p in ports if p.ownership and p.ownership.owner_pid is not None} - {pid}
     harmless = context.host.processes.fence(context.source, known)
     fenced = clock.monotonic_s()
+    told = fences.say(harmless) if fences else frozenset()
     trouble: list[str] = []
     try:
         steering.failover(context.target.name)
@@ -91,17 +95,19 @@ def take_over(context: Context, ports: Sequence[VmPort], each: Each = map) -> Da
     waiting = list(ports)
     deadline = steered + _SETTLE_S
     while waiting:  # each VM once before any is waited for
-        brought = list(each(lambda port: _try(context, port, pid, harmless), waiting))
+        busy = told if clock.monotonic_s() < fenced + _BY_THEMSELVES_S else frozenset()
+        turn = [port for port in waiting if port.label not in busy]
+        brought = list(each(lambda port: _try(context, port, pid, harmless), turn))
         switched += brought.count(True)
-        again = [(port, result) for port, result in zip(waiting, brought, strict=True) if not isinstance(result, bool)]
+        again = [(port, result) for port, result in zip(turn, brought, strict=True) if not isinstance(result, bool)]
         if again and clock.monotonic_s() > deadline:
             trouble += [f"{port.label}: {result}" for port, result in again if result is not None]
             break
-        waiting = [port for port, _ in again]
+        waiting = [port for port in waiting if port.label in busy] + [port for port, _ in again]
         if waiting:
             clock.sleep(_POLL_S)
     ended = clock.monotonic_s()
-    told: dict[str, object] = {
+    data: dict[str, object] = {
         "began_at_ns": began_at_ns,
         "fence_us": round((fenced - started) * 1e6),
         "steer_us": round((steered - fenced) * 1e6),
@@ -109,7 +115,7 @@ def take_over(context: Context, ports: Sequence[VmPort], each: Each = map) -> Da
         "VMs": len(ports),
         "switched by us": switched,
     }
-    return told | ({"trouble": trouble} if trouble else {})
+    return data | ({"fences": len(told)} if told else {}) | ({"trouble": trouble} if trouble else {})
 
 
 def _try(context: Context, port: VmPort, pid: int, harmless: frozenset[int]) -> bool | UpgradeError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -12,6 +13,9 @@ import pytest
 from tests.support.contracts.rig import Rig, a_pid_that_is_none, refused
 from tests.support.switch import eventually
 from upgrader.core.model import CHARDEV_PREFIX, VmPort
+from upgrader.ports import Fence
+
+_ACTED_S = 0.1  # a QEMU that was told something has long done it by then
 
 
 def attached(rig: Rig, port: VmPort) -> str:
@@ -73,6 +77,8 @@ class HypervisorContract:
                 hypervisor.switch(unknown, port.chardev, 0)
             with refused():
                 hypervisor.attach_standby(unknown, port.chardev, None, rig.pid(rig.active))
+            with refused():
+                hypervisor.give_fence(unknown, rig.pid(rig.active))
 
     def test_a_standby_comes_and_goes_and_the_owner_stays(self, rig: Rig, port: VmPort) -> None:
         before = rig.own(port)
@@ -174,6 +180,58 @@ class HypervisorContract:
         hypervisor.drop_connection(port, port.chardev)  # libvirt's own, and the owner
         assert rig.own(port).owner == port.chardev
 
+    def test_fences_that_are_refused_change_nothing(self, rig: Rig, port: VmPort) -> None:
+        hypervisor, active = rig.host.hypervisor, rig.pid(rig.active)
+        assert rig.own(port).fence == ""
+        with refused():
+            hypervisor.give_fence(port, active)  # nobody stands by
+        chardev = attached(rig, port)
+        given = hypervisor.give_fence(port, active)
+        assert given is not None
+        for other in (rig.pid(rig.standby), a_pid_that_is_none()):
+            with refused():
+                hypervisor.give_fence(port, other)
+            assert rig.own(port).fence == given.name
+        hypervisor.drop_connection(port, chardev)
+        given.close()
+
+    def test_a_fence_is_void_once_owner_or_standby_is_another(self, rig: Rig, port: VmPort) -> None:
+        hypervisor, active = rig.host.hypervisor, rig.pid(rig.active)
+
+        def fence(pid: int) -> Fence:
+            given = hypervisor.give_fence(port, pid)
+            assert given is not None
+            assert (given.pid, rig.own(port).fence) == (pid, given.name)
+            return given
+
+        def said_in_vain(given: Fence, owner: str, generation: int) -> None:
+            before = rig.own(port).fence
+            given.say()
+            given.say()
+            time.sleep(_ACTED_S)
+            now = rig.own(port)
+            assert (now.owner, now.generation, now.fence) == (owner, generation, before)
+            given.close()
+
+        chardev = attached(rig, port)
+        before = rig.own(port)
+        first, second = fence(active), fence(active)
+        assert first.name != second.name
+        said_in_vain(first, port.chardev, before.generation)
+        hypervisor.drop_connection(port, chardev)
+        assert rig.own(port).fence == ""
+        said_in_vain(second, port.chardev, before.generation)
+
+        attached(rig, port)
+        third = fence(active)
+        hypervisor.switch(port, port.chardev, before.generation)
+        assert rig.own(port).fence == ""
+        said_in_vain(third, chardev, before.generation + 1)
+        eventually(lambda: (s := rig.own(port).standby) is not None and s.ready, "the former owner to stand by")
+        fourth = fence(rig.pid(rig.standby))
+        hypervisor.switch(port, chardev, before.generation + 1)
+        said_in_vain(fourth, port.chardev, before.generation + 2)
+
     def test_libvirts_own_socket_is_attached_again(self, rig: Rig, port: VmPort) -> None:
         """As for the way back to a slot that is reached over it."""
         hypervisor = rig.host.hypervisor
@@ -253,11 +311,17 @@ class HypervisorContract:
         """The last of all: it leaves the host with one switch."""
         before, chardev, pid = rig.own(port), attached(rig, port), rig.pid(rig.active)
         other = rig.vm_ports()[1]  # on which nobody stands by
+        fence = rig.host.hypervisor.give_fence(port, pid)
+        assert fence is not None
         assert pid in rig.host.processes.fence(rig.active)
+        fence.say()  # QEMU may have seen it by itself before
+        fence.close()
         eventually(lambda: rig.own(port).owner == chardev, "QEMU to bring the rings to the standby")
         now = rig.own(port)
         assert (now.owner_pid, now.owner_connected) == (rig.pid(rig.standby), True)
-        assert now.generation == before.generation + 1
+        assert (now.generation, now.fence) == (before.generation + 1, "")
+        eventually(lambda: (s := rig.own(port).standby) is not None and not s.connected, "QEMU to see that it is gone")
+        now = rig.own(port)
         assert now.standby is not None
         assert (now.standby.chardev, now.standby.connected, now.standby.ready) == (port.chardev, False, False)
         assert now.standby.pid is None
