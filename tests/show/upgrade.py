@@ -9,6 +9,7 @@ Nothing else may build or run labs on the machine meanwhile: it would be counted
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -129,8 +130,9 @@ def test() -> Iterator[Item]:
             started = time.monotonic()
             done = gate.run(["make", "test"], cwd=clone, timeout_s=2 * TEST_LIMIT_S, check=False, show_stderr=True)
             took_s = time.monotonic() - started
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
             tail = done.stdout.strip().splitlines()[-1:]
-            yield Item(f"make test, {turn}", "; ".join(tail), "exit code 0", done.returncode == 0)
+            yield Item(f"make test, {turn}", "; ".join((*failed, *tail)), "exit code 0", done.returncode == 0)
             yield Item(f"make test, {turn}, time", f"{took_s:.0f} s", f"{TEST_LIMIT_S} s", took_s <= TEST_LIMIT_S)
             yield nothing_left(f"make test, {turn}", before)
 
@@ -139,6 +141,7 @@ def test() -> Iterator[Item]:
 def fresh_clone() -> Iterator[Path]:
     """What is committed, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="show-") as folder:
+        Path(folder).chmod(0o755)  # a test runs the command as nobody
         clone = Path(folder) / "clone"
         gate.run(["git", "clone", "-q", str(ROOT), str(clone)], timeout_s=120)
         yield clone
