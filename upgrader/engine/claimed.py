@@ -21,8 +21,8 @@ EFFECTS: Mapping[str, frozenset[str]] = {
         {"start_database", "start_switch", "log_vhost_messages", "stop", "kill_switch", "fence", "start_at_boot"}
     ),
     "database": frozenset({"sync", "release_control", "assume_control"}),
-    "openflow": frozenset({"sync", "release_flows", "sync_learned"}),
-    "hypervisor": frozenset({"attach_standby", "drop_connection", "switch"}),
+    "openflow": frozenset({"sync", "release_flows", "sync_learned", "teach_neighbours"}),
+    "hypervisor": frozenset({"attach_standby", "drop_connection", "switch", "give_fence"}),
     "steering": frozenset({"prepare", "steady", "open_window", "move_vm", "close_window", "failover", "fence"}),
     "resources": frozenset({"listen", "redirect", "remove", "copy_addresses"}),
     "well_known": frozenset({"adopt", "mend", "point_to", "drop_clients"}),
