@@ -94,7 +94,9 @@ def _loses(c: SteeringCapabilities, vms: int, canary_s: float) -> str:
                 "cannot take"
             )
     elif c.per_vm:
-        lost = [f"of each VM what the fabric sends from its hand-over to the turn of its rule, about {_cost(AGREE_S)}"]
+        lost = [
+            f"of each VM what the fabric sends between the hand-over and the turn of its rule, about {_cost(AGREE_S)}"
+        ]
     else:
         lost = [
             "of each VM what the fabric sends while the port points to the other switch; it turns once more than half of the "
