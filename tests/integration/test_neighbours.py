@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import time
 from dataclasses import replace
 from pathlib import Path
+=======
+import re
+from collections.abc import Callable
+>>>>>>> repl
 
 import pytest
 
@@ -62,7 +67,9 @@ def datapath_flows(slot: Slot) -> list[str]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("lab", [{"tag": "n", "vms": 1}], indirect=True)
-def test_a_standby_that_gets_copies_knows_the_flows_to_a_vm_before_it_serves_it(lab: Lab) -> None:
+def test_a_standby_that_gets_copies_knows_the_flows_to_a_vm_before_it_serves_it(
+    lab: Lab, record_property: Callable[[str, object], None]
+) -> None:
     """While the window is open its datapath fills from what the fabric sends; what a VM sends it sees when it has the rings."""
     host = LabHost(lab)
     _, context = host.steps_until(StepKind.OPEN_WINDOW)
@@ -76,6 +83,7 @@ def test_a_standby_that_gets_copies_knows_the_flows_to_a_vm_before_it_serves_it(
     )
     assert [f for f in datapath_flows(context.source) if from_vm in f]
     assert not [f for f in datapath_flows(context.target) if from_vm in f]
+<<<<<<< HEAD
 
 
 @pytest.mark.timeout(180)
@@ -109,3 +117,8 @@ def both_run(lab: Lab) -> tuple[LabHost, list[Slot]]:
     if host.pid("b") is None:
         host.steps_until(StepKind.REPLICATE)
     return host, list(host.slots.values())
+=======
+    # what the first packet of a flow takes longer than the next
+    shown = SlotProcesses().appctl(context.target, "dpif-netdev/pmd-perf-show")
+    record_property("us per upcall", re.findall(r"Upcalls:\s+[1-9]\d*\s.*?([\d.]+) us/upcall", shown))
+>>>>>>> repl
