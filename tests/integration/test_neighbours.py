@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
+import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-=======
-import re
-from collections.abc import Callable
->>>>>>> repl
 
 import pytest
 
@@ -83,7 +80,9 @@ def test_a_standby_that_gets_copies_knows_the_flows_to_a_vm_before_it_serves_it(
     )
     assert [f for f in datapath_flows(context.source) if from_vm in f]
     assert not [f for f in datapath_flows(context.target) if from_vm in f]
-<<<<<<< HEAD
+    # what the first packet of a flow takes longer than the next
+    shown = SlotProcesses().appctl(context.target, "dpif-netdev/pmd-perf-show")
+    record_property("us per upcall", re.findall(r"Upcalls:\s+[1-9]\d*\s.*?([\d.]+) us/upcall", shown))
 
 
 @pytest.mark.timeout(180)
@@ -117,8 +116,3 @@ def both_run(lab: Lab) -> tuple[LabHost, list[Slot]]:
     if host.pid("b") is None:
         host.steps_until(StepKind.REPLICATE)
     return host, list(host.slots.values())
-=======
-    # what the first packet of a flow takes longer than the next
-    shown = SlotProcesses().appctl(context.target, "dpif-netdev/pmd-perf-show")
-    record_property("us per upcall", re.findall(r"Upcalls:\s+[1-9]\d*\s.*?([\d.]+) us/upcall", shown))
->>>>>>> repl

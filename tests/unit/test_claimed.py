@@ -33,7 +33,7 @@ LOOKS = {
     },
     "openflow": {"flows", "groups", "differences", "learned_differences", "traces"},
     "hypervisor": {"vm_interfaces", "ownership", "migrating"},
-    "steering": {"capabilities", "facts", "rules", "rule", "arrived"},
+    "steering": {"capabilities", "facts", "rules", "rule", "arrived", "neighbours"},
     "resources": {"hugepages", "netns_exists", "vf_exists"},
     "well_known": {"current", "problem", "who_answers"},
 }  # fmt: skip
