@@ -146,6 +146,9 @@ class OpenFlow(Protocol):
 
     def flows(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
     def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]: ...
+    def settings(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """What OpenFlow set beside its tables and no copy is made of: ``port 3 NO_FWD``, ``fragments drop``."""
+
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         """Make the target's flows, groups, meters and TLV map those of the source; returns what was changed.
 

@@ -134,6 +134,10 @@ def test_what_the_database_of_a_real_switch_says(real: Real, configured: tuple[s
         ("add-flow", "actions=CONTROLLER:128", {"CONTROLLER_ACTIONS"}),
         ("add-flow", "actions=controller(reason=no_match,userdata=00.11)", {"CONTROLLER_ACTIONS"}),
         ("add-group", "group_id=1,type=all,bucket=actions=CONTROLLER:128", {"CONTROLLER_ACTIONS"}),
+        ("mod-port", "p1 no-forward", {"SETTINGS_IN_USE"}),
+        ("mod-port", "p1 no-receive", {"SETTINGS_IN_USE"}),
+        ("mod-port", "p1 up", set()),
+        ("set-frags", "drop", {"SETTINGS_IN_USE"}),
     ],
 )
 def test_what_the_tables_of_a_real_switch_say(real: Real, command: str, argument: str, codes: set[str]) -> None:
@@ -141,7 +145,7 @@ def test_what_the_tables_of_a_real_switch_say(real: Real, command: str, argument
     sound(a)
     before = {f.code for f in real.findings(ask_switches=True)}
     assert not codes & before
-    ofctl(a, command, BR, argument)
+    ofctl(a, command, BR, *argument.split(maxsplit=1) if command == "mod-port" else [argument])
     found = real.findings(ask_switches=True)
     assert {f.code for f in found} - before == codes
     require_told(found, codes)

@@ -216,6 +216,7 @@ def test_what_can_be_accepted_is_said_with_how(code: str) -> None:
         host_facts(slots=(slot_facts("a", runs=True), shared)),
         bridge(flows=("priority=1 actions=NORMAL",)),
         bridge(groups=("group_id=1,type=all,bucket=actions=NORMAL",)),
+        bridge(settings=("port 3 NO_FWD",)),
         bridge(controllers=("tcp:127.0.0.1:6653",)),
         host_facts(switch=switch_facts(2, managers=("ptcp:6640:127.0.0.1",))),
         *(

@@ -79,6 +79,17 @@ def test_groups_come_after_those_they_refer_to() -> None:
         openflow.group_id("priority=1")
 
 
+def test_ports_that_openflow_has_set_are_told_but_for_those_that_are_down() -> None:
+    dump = (
+        "OFPST_PORT_DESC reply (OF1.5) (xid=0x3):\n"
+        " 1(p1): addr:3a:1d:5e:00:00:01\n     config:     PORT_DOWN NO_FWD\n     state:      LINK_DOWN\n"
+        " 2(p2): addr:3a:1d:5e:00:00:02\n     config:     PORT_DOWN\n     state:      LINK_DOWN\n"
+        " 3(p3): addr:3a:1d:5e:00:00:03\n     config:     0\n     state:      LIVE\n"
+        " LOCAL(br-int): addr:3a:1d:5e:00:00:04\n     config:     NO_RECV NO_PACKET_IN\n     state:      LIVE\n"
+    )
+    assert openflow.port_settings(dump) == ("port 1 NO_FWD", "port LOCAL NO_RECV NO_PACKET_IN")
+
+
 matches = st.builds(
     lambda t, p, m: f"table={t}, priority={p},{m}" if t else f"priority={p},{m}",
     st.integers(0, 3),

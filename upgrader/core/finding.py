@@ -18,6 +18,7 @@ Acceptable = Literal[
     "STP_IN_USE",
     "BFD_IN_USE",
     "MIRRORS_IN_USE",
+    "SETTINGS_IN_USE",
     "FLOW_EXPORT_IN_USE",
     "FLOW_EXPORT_LOOPBACK",
     "CONTROLLER_LOOPBACK",

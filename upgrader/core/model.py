@@ -239,6 +239,7 @@ class Bridge:
     protocols: tuple[str, ...] = ()  # OpenFlow versions it allows; empty: all
     flows: tuple[str, ...] = ()  # `dump-flows` lines without statistics
     groups: tuple[str, ...] = ()  # `dump-groups` lines
+    settings: tuple[str, ...] = ()  # what OpenFlow set beside its tables, e.g. ``port 3 NO_FWD``, ``fragments drop``
 
 
 @dataclass(frozen=True, slots=True)

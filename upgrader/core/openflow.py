@@ -24,6 +24,7 @@ _ATTRIBUTE = re.compile(
 _GROUP_IN_BUCKET = re.compile(r"\bgroup:(\d+)")
 _GROUP_ID = re.compile(r"group_id=(\d+)")
 _BUCKET = re.compile(r",bucket=")
+_PORT_CONFIG = re.compile(r"^ *(\w+)\(.*\): addr:.*\n +config: +([A-Z_ ]+)$", re.M)
 _TLV = re.compile(r"^\s*(0x[0-9a-f]+)\s+(0x[0-9a-f]+|\d+)\s+(\d+)\s+(tun_metadata\d+)\s*$", re.M)
 
 
@@ -69,6 +70,15 @@ def numbered(meters_: Iterable[str]) -> dict[str, str]:
 def tlv_map(dump: str) -> tuple[str, ...]:
     """TLV mappings in the form add-tlv-map takes: ``{class=0xffff,type=0,len=4}->tun_metadata0``."""
     return tuple(f"{{class={c},type={t},len={n}}}->{f}" for c, t, n, f in _TLV.findall(dump))
+
+
+def port_settings(dump: str) -> tuple[str, ...]:
+    """Ports of a `dump-ports-desc` that do not take, send or ask for what others do: ``port 3 NO_FWD``.
+
+    Whether one is up is its netdev's, not OpenFlow's alone.
+    """
+    found = ((port, [w for w in words.split() if w != "PORT_DOWN"]) for port, words in _PORT_CONFIG.findall(dump))
+    return tuple(f"port {port} {' '.join(words)}" for port, words in found if words)
 
 
 def held(flows: Iterable[str]) -> tuple[str, ...]:

@@ -82,6 +82,13 @@ def _switch_config(facts: HostFacts) -> Iterator[Finding]:
                 f"bridge {bridge.name} learns or floods, and a standby that gets copies of packets would, too: {learning}",
                 'forward by flow tables, or accept duplicates and moved MACs: policy.accept = ["LEARNING_IN_USE"]',
             )
+        if bridge.settings:
+            yield blocking(
+                "SETTINGS_IN_USE",
+                f"on bridge {bridge.name} OpenFlow has set {some(bridge.settings)}, which is not carried to another switch",
+                "do so by flows instead (ovs-ofctl mod-port, set-frags), or set it on the new switch when it has control, "
+                'and accept the time between: policy.accept = ["SETTINGS_IN_USE"]',
+            )
         if bridge.protocols and not set(bridge.protocols) & _OPENFLOW_WITH_GROUPS_AND_METERS:
             yield blocking(
                 "OPENFLOW_TOO_OLD",

@@ -87,7 +87,12 @@ def _switch(slot: Slot, host: Host, *, runs: bool) -> SwitchFacts:
     if not runs:
         return facts
     bridges = tuple(
-        replace(b, flows=host.openflow.flows(slot, b.name), groups=host.openflow.groups(slot, b.name))
+        replace(
+            b,
+            flows=host.openflow.flows(slot, b.name),
+            groups=host.openflow.groups(slot, b.name),
+            settings=host.openflow.settings(slot, b.name),
+        )
         if not b.protocols or set(b.protocols) - {"OpenFlow10"}
         else b
         for b in facts.bridges

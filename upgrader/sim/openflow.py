@@ -30,6 +30,11 @@ class SimOpenFlow:
     def groups(self, slot: Slot, bridge: str) -> tuple[str, ...]:
         return self._state(slot, bridge).groups
 
+    def settings(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """Nobody has set any in a simulated host."""
+        self._state(slot, bridge)
+        return ()
+
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         self._w.call(f"copy {bridge}")
         old, new = self._both(source, target, bridge, hold=hold)

@@ -38,6 +38,7 @@ class OpenFlowContract:
         asked: list[Callable[[], object]] = [
             lambda: port.flows(standby, UNDERLAY),
             lambda: port.groups(standby, UNDERLAY),
+            lambda: port.settings(standby, UNDERLAY),
             lambda: port.sync(active, standby, UNDERLAY, hold=True),
             lambda: port.sync(standby, active, UNDERLAY, hold=True),
             lambda: port.release_flows(standby, UNDERLAY),

@@ -38,6 +38,12 @@ class Ofctl:
         """Every group as ovs-ofctl prints it, with port numbers."""
         return openflow.body(ofctl(slot, slot, bridge, "dump-groups"))
 
+    def settings(self, slot: Slot, bridge: str) -> tuple[str, ...]:
+        """What was set by mod-port and set-frags."""
+        fragments = ofctl(slot, slot, bridge, "get-frags").strip()
+        ports = openflow.port_settings(ofctl(slot, slot, bridge, "dump-ports-desc"))
+        return ports if fragments == "normal" else (*ports, f"fragments {fragments}")
+
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
         what = (source.rundir, target.rundir, bridge, hold, moving)
         if (
