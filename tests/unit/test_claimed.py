@@ -31,7 +31,7 @@ LOOKS = {
     "database": {
         "read", "image", "differences", "in_control", "control", "unready", "wait_for_ports",
     },
-    "openflow": {"flows", "groups", "differences", "learned_differences", "traces"},
+    "openflow": {"flows", "groups", "settings", "differences", "learned_differences", "traces"},
     "hypervisor": {"vm_interfaces", "ownership", "migrating"},
     "steering": {"capabilities", "facts", "rules", "rule", "arrived", "neighbours"},
     "resources": {"hugepages", "netns_exists", "vf_exists"},
@@ -101,7 +101,7 @@ def test_a_coordinator_that_was_stopped_and_wakes_up_beside_a_newer_one(tmp_path
         older.ready()
         client = host.run()
         until(lambda: (view := host.view()) and any(e.data.get("move") for e in view.events), "the first VM's move")
-        older.sends(signal.SIGSTOP)
+        older.stops_outside(host.state / "journal.db", host.state / "world.db")
         client.kill()
         code, _, err = host.upgrade("resume", "--yes")
         assert code == Exit.UNEXPECTED
