@@ -136,7 +136,8 @@ def test_a_coordinator_that_starts_takes_stock_of_journal_and_host(tmp_path: Pat
         ("vm0/vhu0", "b", "a"),
         ("vm1/vhu1", None, "a"),
     ]
-    served(run.world)
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
 
 
 def test_pause_stops_after_the_vm_in_hand_and_resume_goes_on(tmp_path: Path) -> None:
