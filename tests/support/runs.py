@@ -88,7 +88,7 @@ def settled(world: World, slot: SlotName, *, kept: bool = False) -> None:
     for bridge in world.switch.bridges:
         assert world.flows[slot, bridge.name], f"slot {slot} forwards nothing on {bridge.name}"
         assert bridge.name in world.named, f"no tool reaches {bridge.name} without being told where it is"
-    assert (slot, "br-phy") in world.addresses, f"slot {slot} has no address to send from"
+    assert world.addresses[slot, "br-phy"], f"slot {slot} has no address to send from"
     if kept:
         return
     assert world.pids["b" if slot == "a" else "a"] is None

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 
@@ -71,17 +67,6 @@ class Service:
     def sends(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def stops_outside(self, *databases: Path) -> None:
-        """SIGSTOP, at a moment at which it writes to none of these: their next writer would wait for it in vain."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            self.sends(signal.SIGSTOP)
-            if not any(_locked(path) for path in databases):
-                return
-            assert time.monotonic() < deadline, f"it writes all the time: {databases}"
-            self.sends(signal.SIGCONT)
-            time.sleep(0.01)
-
     def ends(self, number: int) -> int:
         """Its exit code after that signal."""
         self.sends(number)
@@ -90,13 +75,3 @@ class Service:
     def waits(self) -> int:
         """Its exit code, when it ends by itself."""
         return self._process.wait(DEADLINE_S)
-
-
-def _locked(database: Path) -> bool:
-    with closing(sqlite3.connect(database, timeout=0.2)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return True
-        connection.rollback()
-        return False

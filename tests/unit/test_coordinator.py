@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.runs import Killed, SimRun, cuts, disarm, served, settled, sim_run
 from upgrader.core.errors import BlockedError, SupersededError
-from upgrader.core.journal import Event, EventKind, RunView
+from upgrader.core.journal import Event, EventKind, RunView, recorded
 from upgrader.core.lifecycle import UNFINISHED, RunState, StepState
 from upgrader.core.model import SlotName
 from upgrader.core.plan import Policy
@@ -112,6 +113,31 @@ def test_an_older_coordinator_stops_before_its_next_effect(tmp_path: Path) -> No
         engine.forward()
     assert len(run.world.calls) == calls[0]
     served(run.world)
+
+
+def test_a_coordinator_that_starts_takes_stock_of_journal_and_host(tmp_path: Path) -> None:
+    """While none was there the new switch died: QEMU has brought its VM back, which the journal does not know of."""
+    run = sim_run(tmp_path, 2)
+    run.world.fault = lambda name, count: Killed() if name == "switch vm1" else None
+    with pytest.raises(Killed):
+        run.begin().forward()
+    disarm(run)
+    view = run.journal.latest()
+    assert view is not None
+    assert recorded(view).rings == {"vm0/vhu0": "b", "vm1/vhu1": None}, "of the move in hand it cannot tell"
+    run.world.die("b")
+    with capture_logs() as lines:
+        settled_now = run.again()
+    assert settled_now is not None
+    assert (settled_now.state, settled_now.reason) == (RunState.HALTED, "COORDINATOR_DIED")
+    assert recorded(settled_now).rings == {"vm0/vhu0": "a", "vm1/vhu1": "a"}, "the host's word, not the journal's"
+    differ = [line for line in lines if line["event"] == "the journal and QEMU differ"]
+    assert [(line["vm"], line["journal"], line["qemu"]) for line in differ] == [
+        ("vm0/vhu0", "b", "a"),
+        ("vm1/vhu1", None, "a"),
+    ]
+    assert run.rollback().back().state is RunState.RESTORED
+    settled(run.world, "a")
 
 
 def test_pause_stops_after_the_vm_in_hand_and_resume_goes_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.test_journal import a_plan
 from upgrader.adapters.journal import SqliteJournal
-from upgrader.core.errors import JournalError
+from upgrader.core.errors import JournalError, SupersededError
 from upgrader.core.lifecycle import RunState
 from upgrader.core.report import report
 
@@ -113,7 +113,7 @@ import os
 from pathlib import Path
 from tests.contract.test_journal import a_plan, state
 from upgrader.adapters.journal import SqliteJournal
-from upgrader.core.errors import JournalError
+from upgrader.core.errors import JournalError, SupersededError
 from upgrader.core.lifecycle import RunState
 path = Path({str(tmp_path)!r}) / "journal.db"
 journal = SqliteJournal(path)
@@ -155,3 +155,31 @@ def test_a_journal_of_version_1_is_read_and_written(tmp_path: Path) -> None:
         assert [p.label for p in journal.plan(view.heading.run_id).ports] == ["vm0/vhu0", "vm1/vhu1"]
         assert report(view).moved == 2
     assert journal.claim() == 2
+
+
+def test_a_commit_is_on_the_disk_and_readers_are_not_held_up(tmp_path: Path) -> None:
+    """sqlite.org/pragma.html: synchronous 2 is FULL; the log ahead of the file lets others read meanwhile."""
+    journal = SqliteJournal(tmp_path / "journal.db")
+    assert journal._db is not None
+    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    journal.claim()
+    journal._db.execute("BEGIN IMMEDIATE")
+    assert SqliteJournal(tmp_path / "journal.db", read_only=True).latest() is None
+    journal.require_claim()
+    journal._db.execute("ROLLBACK")
+    assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_claim_is_asked_for_without_writing(tmp_path: Path) -> None:
+    older, newer = SqliteJournal(tmp_path / "journal.db"), SqliteJournal(tmp_path / "journal.db")
+    older.claim()
+    older.require_claim()
+    newer.claim()
+    for _ in range(2):
+        with pytest.raises(SupersededError):
+            older.require_claim()
+    newer.require_claim()
+    newer.close()
+    with pytest.raises(JournalError):
+        newer.require_claim()

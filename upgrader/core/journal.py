@@ -251,7 +251,7 @@ def _vm_state(view: RunView, vm: str) -> VmState:
 
 
 def recorded(view: RunView) -> Recorded:
-    """Who serves whom, who gets the traffic, who is written to."""
+    """Who serves whom, who gets the traffic, who is written to; of rings what a coordinator that started has seen in QEMU."""
     source, target = view.heading.source, view.heading.target
     where: dict[VmState, SlotName | None] = {
         VmState.AT_SOURCE: source,
@@ -267,8 +267,13 @@ def recorded(view: RunView) -> Recorded:
         steering: tuple[SlotName, ...] = (target,)
     else:
         steering = (source, target) if "open-window" in done else (source,)
+    rings = {vm: where[state] for vm, state in view.vms().items() if state in where}
+    last = view.events[-1].data if view.events else {}
+    seen = last.get("rings")
+    if isinstance(seen, Mapping):  # nothing has been done since
+        rings |= {vm: slot for vm, slot in seen.items() if vm in rings}
     return Recorded(
-        rings={vm: where[state] for vm, state in view.vms().items() if state in where},
+        rings=rings,
         steering=steering,
         control=target if done & {"move-control", "promote"} else source,
     )

@@ -124,14 +124,11 @@ class SimResources:
             self._w.removed.add(path)
 
     def copy_addresses(self, source: Slot, target: Slot, netdevs: Sequence[str]) -> None:
-        """Of those that the source's bridges have; the netdevs of a switch are gone with it."""
         self._w.call("copy_addresses")
-        held = self._w.databases.get(target.name)
-        there = {b.name for b in held.switch.bridges} if held and self._w.pids[target.name] is not None else set()
         for name in netdevs:
-            if (found := self._w.addresses.get((source.name, name))) is None:
+            if not (found := self._w.addresses.get((source.name, name))):
                 continue
-            if name not in there:
+            if (target.name, name) not in self._w.addresses:
                 raise refused(f"slot {target.name} has no netdev {name}", "NETDEV_MISSING")
             self._w.addresses[target.name, name] = found
 

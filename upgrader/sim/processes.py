@@ -48,6 +48,8 @@ class SimProcesses:
         self._w.call(f"start_switch {slot.name}")
         if database := self._w.databases.get(slot.name):
             self._w.databases[slot.name] = replace(database, taken=True)
+            for bridge in database.switch.bridges:
+                self._w.addresses.setdefault((slot.name, bridge.name), ())
         forget(self._w, slot.name)
         pid = self._w.pids[slot.name] = self._w.spawn()
         return pid

@@ -115,7 +115,8 @@ class World:
     dual: bool = field(default=True, metadata=PASSING)
     control: SlotName | None = "a"  # to whom the well-known names lead
     named: set[str] = field(default_factory=set)  # bridges that have one
-    addresses: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)  # by slot and bridge
+    # of the netdevs of bridges, by slot and bridge; OVS leaves a netdev behind when it ends
+    addresses: dict[tuple[SlotName, str], tuple[str, ...]] = field(default_factory=dict)
     next_pid: int = 5000
     now: float = 0.0
     chardevs: set[tuple[str, str]] = field(default_factory=set)  # ours, by domain
@@ -313,7 +314,6 @@ class World:
         """Kill a slot's switch: QEMU brings its rings to a ready standby by itself."""
         pid, self.pids[name] = self.pids[name], None
         self.hung.pop(name, None)
-        self.addresses = {(n, b): found for (n, b), found in self.addresses.items() if n != name}
         self.in_line = {(n, d) for n, d in self.in_line if n != name}
         for domain, vm in self.vms.items():
             o = vm.ownership

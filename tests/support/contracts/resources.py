@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.support.contracts.rig import Rig, refused
+from tests.support.contracts.rig import Rig
 
 
 class SocketsContract:
@@ -53,15 +53,12 @@ class ResourcesContract(SocketsContract):
         assert not port.vf_exists("no-such-namespace", rig.active.vf)
 
     def test_a_standby_is_given_the_addresses_of_the_active(self, rig: Rig) -> None:
-        rig.stop()
+        rig.start()
         port, active, standby = rig.host.resources, rig.active, rig.standby
         bridges = [b.name for b in rig.host.database.read(active).bridges]
         before = {b: rig.addresses(active, b) for b in bridges}
         assert any(before.values())
-        with refused("NETDEV_MISSING"):
-            port.copy_addresses(active, standby, bridges)
         port.copy_addresses(active, standby, ["no-such-bridge"])
-        rig.start()
         for _again in range(2):
             port.copy_addresses(active, standby, bridges)
             assert {b: rig.addresses(standby, b) for b in bridges} == before

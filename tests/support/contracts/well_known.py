@@ -105,9 +105,9 @@ class WellKnownContract:
 
     def test_clients_are_sent_to_connect_anew(self, rig: Rig) -> None:
         well_known, active = rig.host.well_known, rig.active
-        assert well_known.drop_clients(rig.standby), "where no database runs nobody is left"
+        assert well_known.drop_clients(rig.standby.name), "where no database runs nobody is left"
         before = rig.host.processes.status(active), rig.host.database.read(active)
-        told = {well_known.drop_clients(active) for _ in range(2)}
+        told = {well_known.drop_clients(active.name) for _ in range(2)}
         assert told <= {True, False}
         assert len(told) == 1
         assert well_known.current() == active.name
