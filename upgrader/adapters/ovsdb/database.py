@@ -133,7 +133,10 @@ def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applie
 
 
 def _names(tables: Tables) -> tuple[str, ...]:
-    return tuple(sorted(str(replica.one(r, "name")) for r in replica.rows(tables, replica.BRIDGE)))
+    """Bridges that the switch has: a row may outlast its bridge, where another one refers to it (Flow_Sample_Collector_Set)."""
+    root = replica.root(tables)
+    there = root[1].get("bridges", ()) if root else ()
+    return tuple(sorted(str(replica.one(r, "name")) for u, r in tables.get(replica.BRIDGE, {}).items() if u in there))
 
 
 def _carry_back(leader: Session, follower: Session, agreed: Tables) -> None:
