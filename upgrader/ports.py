@@ -102,6 +102,9 @@ class Database(Protocol):
         Raises HostError where no database answers, as all that follows does.
         """
 
+    def bridges(self, slot: Slot) -> tuple[str, ...]:
+        """Names of the slot's bridges; costs less than to read all of it."""
+
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         """Make the target's configuration that of a standby of the source, row UUIDs kept, in one transaction.
 

@@ -50,7 +50,15 @@ def real_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 def sound(slot: Slot) -> None:
     """A bridge with three ports, configured as a host's is that can be upgraded; whatever else there was is gone."""
     bridges = vsctl(slot, "list-br").split()
-    vsctl(slot, "emer-reset", *(word for b in bridges for word in ("--", "del-br", b)))
+    vsctl(
+        slot,
+        "emer-reset",
+        "--",
+        "--all",
+        "destroy",
+        "Flow_Sample_Collector_Set",
+        *(word for b in bridges for word in ("--", "del-br", b)),
+    )
     vsctl(slot, "add-br", BR, "--", "set", "bridge", BR, "datapath_type=netdev", "fail_mode=secure",
           *(word for p in (slot.uplink, "p1", "p2")
             for word in ("--", "add-port", BR, p, "--", "set", "interface", p, "type=internal")))  # fmt: skip
@@ -65,6 +73,15 @@ EXPORT = {
                        "--", "--id=@b", "get", "bridge", BR,
                        "--", "create", "Flow_Sample_Collector_Set", "id=1", "bridge=@b", "ipfix=@x"),
 }  # fmt: skip
+BOND = (
+    "--",
+    "add-bond",
+    BR,
+    "bond0",
+    "b1",
+    "b2",
+    *(w for b in ("b1", "b2") for w in ("--", "set", "interface", b, "type=internal")),
+)
 MIRROR = ("--", "--id=@m", "create", "Mirror", "name=m0", "select_all=true", "--", "set", "bridge", BR, "mirrors=@m")
 QOS = (
     "--",
@@ -85,8 +102,8 @@ CONTROLLER = ("set-controller", BR, "tcp:127.0.0.1:6653")
 @pytest.mark.parametrize(
     ("configured", "codes"),
     [
-        (("--", "add-bond", BR, "bond0", "b1", "b2", "lacp=active"), {"LACP_IN_USE"}),
-        (("--", "add-bond", BR, "bond0", "b1", "b2"), {"BOND_IN_USE"}),
+        ((*BOND, "--", "set", "port", "bond0", "lacp=active"), {"LACP_IN_USE"}),
+        (BOND, {"BOND_IN_USE"}),
         (("--", "set", "bridge", BR, "stp_enable=true"), {"STP_IN_USE"}),
         (("--", "set", "bridge", BR, "rstp_enable=true"), {"STP_IN_USE"}),
         (("--", "set", "interface", "p1", "bfd:enable=true"), {"BFD_IN_USE"}),

@@ -1,17 +1,15 @@
-"""What reaches both switches of a host: what the fabric answers to the PF, and, while VMs move, what is sent to them."""
+"""Both switches of a host know their tunnels' neighbours at first hand: what the fabric answers to the PF reaches each."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.fake_nic import FakeNic, build_shim, x710
-from tests.support.lab_host import LabHost, reachable
+from tests.support.lab_host import LabHost
 from tests.support.switch import eventually
 from upgrader.adapters import gate
 from upgrader.adapters.pf_neighbours import PfNeighbours
@@ -56,33 +54,6 @@ def test_a_neighbour_that_comes_or_changes_is_known_to_both_with_no_round_of_rep
     for mac in ("02:09:00:00:00:07", "02:09:00:00:07:07"):
         answer(lab, mac)
         eventually(lambda mac=mac: [known(s) for s in slots] == [mac, mac], f"both switches to know {mac}")  # type: ignore[misc]
-
-
-def datapath_flows(slot: Slot) -> list[str]:
-    return SlotProcesses().appctl(slot, "dpctl/dump-flows", "--names").splitlines()
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("lab", [{"tag": "n", "vms": 1}], indirect=True)
-def test_a_standby_that_gets_copies_knows_the_flows_to_a_vm_before_it_serves_it(
-    lab: Lab, record_property: Callable[[str, object], None]
-) -> None:
-    """While the window is open its datapath fills from what the fabric sends; what a VM sends it sees when it has the rings."""
-    host = LabHost(lab)
-    _, context = host.steps_until(StepKind.OPEN_WINDOW)
-    (vm,) = lab.guests
-    assert host.host.steering.capabilities().dual_delivery
-    assert reachable(lab) == [vm.name]
-    to_vm, from_vm = f"dst={vm.mac}", f"in_port({vm.port})"
-    eventually(
-        lambda: [f for f in datapath_flows(context.target) if "tunnel(" in f and to_vm in f and "packets:0," not in f],
-        "the standby's datapath to know the flow that the active serves",
-    )
-    assert [f for f in datapath_flows(context.source) if from_vm in f]
-    assert not [f for f in datapath_flows(context.target) if from_vm in f]
-    # what the first packet of a flow takes longer than the next
-    shown = SlotProcesses().appctl(context.target, "dpif-netdev/pmd-perf-show")
-    record_property("us per upcall", re.findall(r"Upcalls:\s+[1-9]\d*\s.*?([\d.]+) us/upcall", shown))
 
 
 @pytest.mark.timeout(180)

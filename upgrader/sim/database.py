@@ -42,6 +42,11 @@ class SimDatabase:
             managers=held.switch.managers if held.note is None else (),
         )
 
+    def bridges(self, slot: Slot) -> tuple[str, ...]:
+        self._w.look(f"bridges {slot.name}")
+        held = self._opened(slot)
+        return tuple(sorted(b.name for b in held.switch.bridges)) if held else ()
+
     def sync(self, source: Slot, target: Slot, bindings: Sequence[PortBinding], *, applied: bool = True) -> Copied:
         self._w.call(f"sync {source.name} {target.name}")
         wanted = self._wanted(source, target, bindings)

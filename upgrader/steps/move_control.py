@@ -67,8 +67,7 @@ def hand_control(context: Context, giver: Slot, taker: Slot) -> Data:
         replication.follow(context, giver, taker, moving=True)  # most of it, while controllers still write
         database.release_control(giver)
         replication.follow(context, giver, taker, hold=False, moving=True)
-    bridges = [b.name for b in database.read(taker).bridges]
-    left = sum(context.host.openflow.release_flows(taker, b) for b in bridges)
+    left = sum(context.host.openflow.release_flows(taker, b) for b in database.bridges(taker))
     database.assume_control(taker)
     if not database.in_control(taker):
         raise _nowhere(context, f"slot {taker.name} has no note of who is in control")

@@ -12,9 +12,9 @@ from upgrader.steps.base import Context
 def require_ready(context: Context) -> None:
     """Raise StepError unless every port of the new switch has its number, and the rest where it should by now."""
     host = context.host
-    up = {i.name for i in host.database.read(context.source).interfaces if i.link_state == "up"}
-    vhost = {i.name for i in host.database.read(context.target).vhost_interfaces()}
-    _require(context, {context.target.uplink, *(up - vhost)}, _parked(context, context.plan.all_ports))
+    old = host.database.read(context.source)
+    up = {i.name for i in old.interfaces if i.link_state == "up"} - {i.name for i in old.vhost_interfaces()}
+    _require(context, {context.target.uplink, *up}, _parked(context, context.plan.all_ports))
 
 
 def require_parked(context: Context, ports: Iterable[VmPort]) -> None:

@@ -152,5 +152,5 @@ def _bindings(context: Context, follower: Slot) -> Sequence[PortBinding]:
 
 def _bridges(context: Context, leader: Slot, follower: Slot) -> list[str]:
     """Bridges of both: one that is only in one of them is a difference of the databases."""
-    there = {b.name for b in context.host.database.read(follower).bridges}
-    return [b.name for b in context.host.database.read(leader).bridges if b.name in there]
+    there = context.host.database.bridges(follower)
+    return [name for name in context.host.database.bridges(leader) if name in there]

@@ -23,6 +23,7 @@ class DatabaseContract:
         before = database.read(active)
         asked: list[Callable[[], object]] = [
             lambda: database.read(standby),
+            lambda: database.bridges(standby),
             lambda: database.unready(standby, ()),
             lambda: database.wait_for_ports(standby, (), 1),
             lambda: database.in_control(standby),
@@ -45,6 +46,7 @@ class DatabaseContract:
         before = database.read(active)
         facts = database.read(standby)
         assert (facts.bridges, facts.interfaces, facts.managers) == ((), (), ())
+        assert database.bridges(standby) == ()
         assert not database.in_control(standby)
         assert database.unready(standby, ()) == ()
         (lacking,) = database.unready(standby, ("vhu0",))
@@ -85,6 +87,7 @@ class DatabaseContract:
         database, active, standby = rig.host.database, rig.active, rig.standby
         facts = database.read(active)
         assert [b.name for b in facts.bridges] == sorted(b.name for b in facts.bridges)
+        assert database.bridges(active) == tuple(b.name for b in facts.bridges)
         assert all(b.flows == b.groups == () for b in facts.bridges), "flows are asked for by OpenFlow"
         assert [i.name for i in facts.interfaces] == sorted(i.name for i in facts.interfaces)
         served = {p.interface for p in rig.vm_ports()}

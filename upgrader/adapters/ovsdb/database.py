@@ -36,6 +36,10 @@ class Ovsdb:
     def read(self, slot: Slot) -> SwitchFacts:
         return idl.read(slot)
 
+    def bridges(self, slot: Slot) -> tuple[str, ...]:
+        with self._sessions.session(slot) as opened:
+            return _names(opened.tables)
+
     def wait_for_ports(self, slot: Slot, interfaces: Sequence[str], timeout_s: float) -> None:
         idl.wait_for_ports(slot, interfaces, timeout_s)
 
@@ -125,8 +129,14 @@ def _sync(old: Session, new: Session, bindings: Sequence[PortBinding], *, applie
     told = tuple(f"{e.op} {e.table} {e.name}" for e in edits)
     if told:
         log.debug("database followed", slot=new.slot.name, changes=told)
-    bridges = tuple(sorted(str(replica.one(r, "name")) for r in replica.rows(wanted, replica.BRIDGE)))
-    return Copied(changes=told, lost=lost, waiting=waiting, bridges=bridges)
+    return Copied(changes=told, lost=lost, waiting=waiting, bridges=_names(wanted))
+
+
+def _names(tables: Tables) -> tuple[str, ...]:
+    """Bridges that the switch has: a row may outlast its bridge, where another one refers to it (Flow_Sample_Collector_Set)."""
+    root = replica.root(tables)
+    there = root[1].get("bridges", ()) if root else ()
+    return tuple(sorted(str(replica.one(r, "name")) for u, r in tables.get(replica.BRIDGE, {}).items() if u in there))
 
 
 def _carry_back(leader: Session, follower: Session, agreed: Tables) -> None:
