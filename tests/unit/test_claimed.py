@@ -31,7 +31,7 @@ LOOKS = {
         "status", "running_version", "installed_version", "dpdk_version", "polled_queues", "watch", "probe",
     },
     "database": {
-        "read", "image", "differences", "in_control", "control", "unready", "wait_for_ports",
+        "read", "image", "bridges", "differences", "in_control", "control", "unready", "wait_for_ports",
     },
     "openflow": {"flows", "groups", "settings", "differences", "learned_differences", "traces"},
     "hypervisor": {"vm_interfaces", "ownership", "migrating"},
