@@ -2,6 +2,10 @@ from collections.abc import Callable
 from typing import Any
 
 VIR_CONNECT_LIST_DOMAINS_ACTIVE: int
+VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: int
+VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: int
+VIR_DOMAIN_EVENT_ID_LIFECYCLE: int
+VIR_DOMAIN_EVENT_ID_REBOOT: int
 VIR_ERR_NO_DOMAIN: int
 VIR_ERR_OPERATION_INVALID: int
 
@@ -11,3 +15,6 @@ class libvirtError(Exception):
 
 def open(name: str | None = ...) -> Any: ...
 def registerErrorHandler(f: Callable[[Any, Any], None], ctx: Any) -> None: ...
+def openReadOnly(name: str | None = ...) -> Any: ...
+def virEventRegisterDefaultImpl() -> None: ...
+def virEventRunDefaultImpl() -> None: ...

@@ -20,6 +20,7 @@ from upgrader.daemon.notify import notify, watchdog_s
 from upgrader.daemon.protocol import error_fields
 from upgrader.daemon.sentry import post
 from upgrader.daemon.server import Runner, Server
+from upgrader.daemon.vm_events import VmEvents
 from upgrader.engine.control import Request
 from upgrader.engine.lock import host_lock
 from upgrader.wiring import coordinator
@@ -52,6 +53,7 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         metrics = Metrics(settings.host.metrics) if settings.host.metrics else None
         keeper = threading.Thread(target=_keep, args=(server.runner, stop, metrics), name="keep", daemon=True)
         keeper.start()
+        events = None if settings.simulated else VmEvents(settings.host.libvirt_uri, server.runner.news.set)
         try:
             while not stop.wait(min(beat_s or 1.0, 1.0)):
                 if beat_s and server.answers:
@@ -61,6 +63,8 @@ def serve(config: Path, *, linger: bool, tell: int | None) -> None:
         finally:
             notify("STOPPING=1")
             stop.set()
+            if events:
+                events.close()
             server.shutdown()
             server.server_close()
             server.runner.news.set()
