@@ -58,6 +58,10 @@ class SimRig(Rig):
     def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None:
         self.world.learned[slot.name, "routes", bridge, prefix] = f"dev {bridge}"
 
+    def on_link(self, slot: Slot, bridge: str) -> str:
+        self.teach_route(slot, bridge, "198.51.100.0/24")
+        return "198.51.100.9"
+
     def chardevs(self, port: VmPort) -> set[str]:
         return {chardev for domain, chardev in self.world.chardevs if domain == port.domain}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ class LabRig(Rig):
 
     def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None:
         appctl(slot, "ovs/route/add", prefix, bridge, names.REMOTE_VTEP)  # without a gateway there is no way into it
+
+    def on_link(self, slot: Slot, bridge: str) -> str:
+        return str(ip_address(names.HOST_VTEP) + 76)
 
     def chardevs(self, port: VmPort) -> set[str]:
         command = json.dumps({"execute": "query-chardev"})

@@ -141,15 +141,15 @@ class OpenFlowContract:
 
     def test_neighbours_that_a_switch_is_told_of_it_knows_where_it_reaches_them(self, pair: Rig) -> None:
         port, active, standby = pair.host.openflow, pair.active, pair.standby
-        pair.teach_route(active, UNDERLAY, "198.51.100.0/24")
-        told = {"198.51.100.9": "02:00:00:00:00:09", "203.0.113.9": "02:00:00:00:00:0a"}
+        ip = pair.on_link(active, UNDERLAY)
+        told = {ip: "02:00:00:00:00:09", "203.0.113.9": "02:00:00:00:00:0a"}
         assert port.teach_neighbours(active, told) == 1
         assert port.teach_neighbours(active, told) == 0
         assert port.sync_learned(active, standby, [UNDERLAY])["neighbours"] >= 1
         assert [d for d in port.learned_differences(active, standby, [UNDERLAY]) if d.kind == "neighbour"] == []
-        assert port.teach_neighbours(active, {"198.51.100.9": "02:00:00:00:00:99"}) == 1
+        assert port.teach_neighbours(active, {ip: "02:00:00:00:00:99"}) == 1
         (found,) = [d for d in port.learned_differences(active, standby, [UNDERLAY]) if d.kind == "neighbour"]
-        assert (found.what, found.old, found.new) == ("198.51.100.9", "02:00:00:00:00:99", "02:00:00:00:00:09")
+        assert (found.what, found.old, found.new) == (ip, "02:00:00:00:00:99", "02:00:00:00:00:09")
 
     def test_a_neighbour_more_is_no_difference_and_a_route_more_is_taken_away(self, pair: Rig) -> None:
         port, active, standby = pair.host.openflow, pair.active, pair.standby

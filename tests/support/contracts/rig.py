@@ -109,6 +109,10 @@ class Rig(ABC):
     @abstractmethod
     def teach_route(self, slot: Slot, bridge: str, prefix: str) -> None: ...
     @abstractmethod
+    def on_link(self, slot: Slot, bridge: str) -> str:
+        """An address of nobody's that the slot's switch reaches by this bridge with no gateway between."""
+
+    @abstractmethod
     def chardevs(self, port: VmPort) -> set[str]:
         """Those of the VM's that are ours."""
 
