@@ -352,8 +352,11 @@ class Journal(Protocol):
     def latest(self) -> RunView | None:
         """The run that began last."""
 
-    def headings(self, limit: int) -> tuple[tuple[Heading, RunState, int], ...]:
-        """The newest runs first: heading, state, and when the last event came (CLOCK_REALTIME, ns)."""
+    def headings(self, limit: int, *, steps: bool = True) -> tuple[tuple[Heading, RunState, int], ...]:
+        """The newest runs first: heading, state, and when the last event came (CLOCK_REALTIME, ns).
+
+        Without `steps` headings have none: of many runs of many VMs they take a second to read.
+        """
 
 
 #: Who is told how a run goes, after the journal has it. Must not hold the run up.

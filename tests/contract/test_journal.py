@@ -85,9 +85,13 @@ def test_the_newest_runs_come_first(opened: Open) -> None:
         (ids[2], RunState.PAUSED, 2),
         (ids[1], RunState.RUNNING, 9),
     ]
+    assert [h for h, _, _ in journal.headings(2, steps=False)] == [
+        replace(h, steps=()) for h, _, _ in journal.headings(2)
+    ]
     latest = journal.latest()
     assert latest is not None
     assert latest.heading.run_id == ids[2]
+    assert latest.heading.steps
 
 
 def test_an_older_coordinator_writes_nothing(opened: Open) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_churn import gains_a_port, loses_a_port
+from tests.integration.test_upgrade import all_reachable
 from tests.support.killing import wait_until
 from tests.support.lab_host import LabHost
 from tests.support.migration import migrating
@@ -53,7 +54,7 @@ def test_what_happens_to_a_vm_is_heard_at_once(lab: Lab) -> None:
     try:
         assert heard.wait(10), "that it listens"
         hears(lambda: restart_vm(lab, other))
-        wait_until(lambda: len(host.facts().ports) == 2, "the VM's port")
+        wait_until(lambda: all_reachable(lab), "the guest to run: one that boots lets no device go", 60)
         hears(lambda: gains_a_port(lab, host, other))
         hears(lambda: loses_a_port(lab, host, other))
         hears(lambda: virsh(lab.spec, "reset", other))

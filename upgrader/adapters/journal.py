@@ -135,8 +135,9 @@ class SqliteJournal:
         row = self._row("SELECT id, heading FROM run ORDER BY id DESC LIMIT 1")
         return self._view(row) if row else None
 
-    def headings(self, limit: int) -> tuple[tuple[Heading, RunState, int], ...]:
-        rows = self._rows("SELECT id, heading, state, changed_at_ns FROM run ORDER BY id DESC LIMIT ?", limit)
+    def headings(self, limit: int, *, steps: bool = True) -> tuple[tuple[Heading, RunState, int], ...]:
+        what = "heading" if steps else "json_set(heading, '$.steps', json('[]'))"
+        rows = self._rows(f"SELECT id, {what}, state, changed_at_ns FROM run ORDER BY id DESC LIMIT ?", limit)  # noqa: S608
         return tuple((_read_heading(id_, text), RunState(state), at_ns) for id_, text, state, at_ns in rows)
 
     def tail(self, run_id: int, after: int) -> tuple[Event, ...]:

@@ -92,7 +92,7 @@ def standing(settings: Config, journal: SqliteJournal) -> Standing:
     except UpgradeError as error:  # it is about to end, or too old to know: as if there were none
         if error.code == "DAEMON_HANGS":
             why, then = error.what, error.next
-    past = history(journal.headings(200), time.time_ns())
+    past = history(journal.headings(200, steps=False), time.time_ns())
     if past.state is Protection.DISARMED:
         return Standing(past.state, next="upgrade arm", stale="nobody keeps it so: the host is not armed")
     state = Protection.STALE if past.state is Protection.ARMED else past.state

@@ -149,7 +149,7 @@ class Runner:
     def past(self) -> tuple[int, RunView | None, RunView | None]:
         """Takeovers of the last hour, the latest run, and the latest takeover."""
         journal = self._coordinator.journal
-        headings = journal.headings(_PAST)
+        headings = journal.headings(_PAST, steps=False)
         recent = history(headings, self._coordinator.setup().host.clock.now_ns()).recent
         taken = next((head.run_id for head, _, _ in headings if head.kind == PlanKind.TAKEOVER), None)
         return recent, journal.latest(), None if taken is None else journal.view(taken)

@@ -53,6 +53,7 @@ class Coordinator:
         self.journal = journal
         self._setup = setup
         self._resets = ResetWatch()
+        self._read: tuple[int, Plan] | None = None
 
     def setup(self) -> Setup:
         """The host as it is configured now; it is changed only as long as we are its coordinator."""
@@ -86,12 +87,12 @@ class Coordinator:
         setup = self.setup()
         setup.host.well_known.mend()
         latest = None
-        for head, state, _ in self.journal.headings(1):
+        for head, state, _ in self.journal.headings(1, steps=False):
             latest = head.run_id, state
             if not self._keeps(head, state):
                 continue
             slots = setup.slots[head.source], setup.slots[head.target]
-            context = Context(setup.host, self.journal.plan(head.run_id), *slots)
+            context = Context(setup.host, self._plan(head.run_id), *slots)
             old, new = context.pid(context.source), context.pid(context.target)
             if old is not None and new is not None and context.served_by(context.source):
                 moves = bring_late(context)
@@ -191,7 +192,13 @@ class Coordinator:
     def _keeps(self, head: Heading, state: RunState) -> bool:
         """Whether that run is done, and was to keep its old switch."""
         done = state is RunState.DONE and head.kind == PlanKind.UPGRADE
-        return done and self.journal.plan(head.run_id).policy.keep_old
+        return done and self._plan(head.run_id).policy.keep_old
+
+    def _plan(self, run_id: int) -> Plan:
+        """The one that was read last is kept: `keep` asks for it every few seconds, and of many VMs it is long."""
+        if self._read is None or self._read[0] != run_id:
+            self._read = run_id, self.journal.plan(run_id)
+        return self._read[1]
 
     def _engine(
         self, view: RunView, plan: Plan, setup: Setup, control: Control, watch: Watcher, acted: Data | None = None

@@ -132,7 +132,7 @@ class Guard:
             log.error("not taken over", error=news.what)
             self._relieve()
         setup = self._coordinator.setup()
-        past = takeover.history(self._coordinator.journal.headings(_RUNS), setup.host.clock.now_ns())
+        past = takeover.history(self._coordinator.journal.headings(_RUNS, steps=False), setup.host.clock.now_ns())
         if past.state is Protection.ARMED and past.run_id is not None:
             return self._look_armed(setup, past.run_id, past.recent)
         self.suspend()

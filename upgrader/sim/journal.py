@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from upgrader.core.errors import JournalError, SupersededError
 from upgrader.core.journal import Event, EventKind, Heading, RunView, begin, fold, heading
@@ -73,12 +74,14 @@ class SimJournal:
     def latest(self) -> RunView | None:
         return self.view(len(self._runs))
 
-    def headings(self, limit: int) -> tuple[tuple[Heading, RunState, int], ...]:
+    def headings(self, limit: int, *, steps: bool = True) -> tuple[tuple[Heading, RunState, int], ...]:
         found = []
         for head, _, events in reversed(self._runs[-limit:] if limit else []):
             states = [e.data["to"] for e in events if e.kind is EventKind.STATE]
             state = RunState(str(states[-1])) if states else RunState.PAUSED
-            found.append((head, state, events[-1].at_ns if events else head.started_at_ns))
+            found.append(
+                (head if steps else replace(head, steps=()), state, events[-1].at_ns if events else head.started_at_ns)
+            )
         return tuple(found)
 
     def _write(self) -> None:
