@@ -211,8 +211,8 @@ def _of_group(bridge: str, group: str) -> Some:
         yield "bucket removed", Mutation(named, set_to(*buckets[:-1]))
     named = (("group", bridge, f"group_id={number}"),)
     other = f"group_id={number},type={'select' if kind[1] == 'all' else 'all'}"
-    weightless = [re.sub(r"weight:\d+,", "", b) for b in buckets]
-    yield "group of another type", Mutation(named, set_to(*weightless, of=other), frozenset({"bucket"}))
+    plain = [re.sub(r"(weight|watch_port):\w+,", "", b) for b in buckets]  # which not every type has
+    yield "group of another type", Mutation(named, set_to(*plain, of=other), frozenset({"bucket"}))
     gone = (("bundle", bridge, f"group delete group_id={number}"),)
     yield "group removed", Mutation(named, gone, frozenset({"bucket", "flow"}))
 
@@ -241,13 +241,15 @@ def _of_meter(bridge: str, meter: str) -> Some:
 
 def _of_database(interfaces: Sequence[Interface], bridges: Sequence[Bridge]) -> Some:
     names = {b.name for b in bridges}
-    for number, interface in enumerate(interfaces):
+    for at, interface in enumerate(interfaces):
         row = ("Interface", interface.name)
         named = (("interface", "database", interface.name),)
-        yield "option added", Mutation(named, (("vsctl", "set", *row, "options:mutated=yes"),))
-        other = {"remote_ip": f"198.51.100.{number + 1}", "key": "4242", "peer": "nobody"}
+        number = frozenset({"port number"})  # which a port that is not to be had any more loses
+        yield "option added", Mutation(named, (("vsctl", "set", *row, "options:mutated=yes"),), number)
+        other = {"remote_ip": f"198.51.100.{at + 1}", "key": "4242", "peer": "nobody"}
         for key, _ in interface.options:
-            yield f"option {key} changed", Mutation(named, (("vsctl", "set", *row, f"options:{key}={other[key]}"),))
+            made = (("vsctl", "set", *row, f"options:{key}={other[key]}"),)
+            yield f"option {key} changed", Mutation(named, made, number)
         for key, _ in interface.external_ids:
             yield "external id changed", Mutation(named, (("vsctl", "set", *row, f"external_ids:{key}=mutated"),))
             yield "external id removed", Mutation(named, (("vsctl", "remove", *row, "external_ids", key),))

@@ -45,12 +45,11 @@ class Ofctl:
         return ports if fragments == "normal" else (*ports, f"fragments {fragments}")
 
     def sync(self, source: Slot, target: Slot, bridge: str, *, hold: bool, moving: bool = False) -> Mapping[str, int]:
-        what = (source.rundir, target.rundir, bridge, hold, moving)
-        if (
-            what[:3] not in self._begun
-        ):  # a switch that is filled for the first time would tell of each flow that it gets
-            self._begun.add(what[:3])
+        pair = source.rundir, target.rundir, bridge
+        if pair not in self._begun:  # one that is filled for the first time would tell of each flow that it gets
+            self._begun.add(pair)
             return _sync(source, target, bridge, hold=hold, moving=moving)
+        what = (*pair, hold, moving)
         # looked at before the dumps, so that whatever is changed from now on, by us as well, makes another state
         old, new = (self._watches.look(slot, bridge) for slot in (source, target))
         if old and new and self._equal.get(what) == (old, new):
