@@ -82,7 +82,7 @@ class LabFleet:
 
     def __init__(self, folder: Path, hosts: int, *, kind: type[Lab] | type[SimulatedLab] = Lab) -> None:
         self.folder = folder
-        self.labs = {f"hv{n}": kind(lab_spec(f"h{n}", vms=2)) for n in range(1, hosts + 1)}
+        self.labs = {f"hv{n}": kind(lab_spec(f"h{n}", vms=2, tickless=True)) for n in range(1, hosts + 1)}
         self.netns = f"{lab_spec().name}-fleet"
         self.ansible = _Hosts(folder, {name: lab.config_path for name, lab in self.labs.items()})
         self._undo = ExitStack()

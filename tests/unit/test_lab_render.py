@@ -77,6 +77,8 @@ def test_a_guest_is_told_its_addresses() -> None:
     line = kernel_command_line(vm).split()
     assert f"lab.ip={vm.ip}/24" in line
     assert f"lab.mac={vm.mac}" in line
+    assert "nohz=off" in line
+    assert "nohz=on" in kernel_command_line(vm, tickless=True).split()
     assert f"lab.mtu={names.UNDERLAY_MTU - 14 - 20 - 8 - 8}" in line
 
 

@@ -50,7 +50,7 @@ def domain_xml(lab: LabSpec, vm: Vm, image: GuestImage) -> str:
     SubElement(system, "type", arch="x86_64", machine="pc").text = "hvm"
     SubElement(system, "kernel").text = str(image.kernel)
     SubElement(system, "initrd").text = str(image.initramfs)
-    SubElement(system, "cmdline").text = kernel_command_line(vm)
+    SubElement(system, "cmdline").text = kernel_command_line(vm, tickless=lab.tickless)
     SubElement(SubElement(domain, "features"), "acpi")
     cpu = SubElement(domain, "cpu", mode="custom", match="exact", check="none")
     SubElement(cpu, "model", fallback="allow").text = "qemu64"  # the fewest features, hence the fewest to emulate

@@ -123,6 +123,7 @@ class LabSpec:
     qemu_binary the QEMU of the guests
     new_prefix  where that of slot b is, None where it is the same
     libvirtd    the libvirtd; that of the distribution refuses QEMUs older than it supports
+    tickless    guests have no tick while they idle: for many guests with little to do; each packet then costs more
     """
 
     name: str = "lab"
@@ -133,6 +134,7 @@ class LabSpec:
     qemu_binary: Path = DEFAULT_QEMU_BINARY
     new_prefix: Path | None = None
     libvirtd: Path = Path("libvirtd")
+    tickless: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
