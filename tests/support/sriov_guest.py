@@ -67,6 +67,7 @@ def items() -> Iterator[Item]:
     qemu = (
         *(str(folder / "usr/bin/qemu-system-x86_64"), "-L", str(data), "-L", "/usr/share/seabios"),
         *("-M", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,caching-mode=on"),
+        *("-global", "q35-pcihost.pci-hole64-size=0"),  # of a VF's BAR above 4 GiB it takes the lower half (adr/0012)
         *_HUB,
     )
     release, output = nic_guest.boot(
