@@ -97,3 +97,29 @@ def test_a_descriptor_that_is_given_back_twice(guest: Guest) -> None:
     writer.use(3)
     guest.ring.look()
     assert guest.ring.wrong == ["vm0 ring 1: entry 1: descriptor 3 was given back, 4 was its turn"]
+
+
+def test_an_entry_that_the_guest_is_writing_anew(guest: Guest) -> None:
+    """Between the entry and the index it may take a while: what was given back is looked at against another one."""
+    writer = Writer(guest)
+    for head in range(NUM):
+        guest.make_available(head)
+    writer.use()
+    struct.pack_into("<H", guest.memory, AVAIL + 4, 5)
+    guest.ring.look()
+    assert (guest.ring.wrong, len(guest.ring.doubtful)) == ([], 1)
+    guest.make_available(5)
+    guest.ring.look()
+    guest.ring.end()
+    assert (guest.ring.wrong, guest.ring.missed) == ([], 1)
+
+
+def test_a_full_ring_whose_oldest_entry_is_given_back_out_of_turn(guest: Guest) -> None:
+    writer = Writer(guest)
+    for head in range(NUM):
+        guest.make_available(head)
+    writer.use(5)
+    guest.ring.look()
+    guest.ring.look()
+    guest.ring.end()
+    assert guest.ring.wrong == ["vm0 ring 1: entry 0: descriptor 5 was given back, 0 was its turn"]
