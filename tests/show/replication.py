@@ -1,6 +1,6 @@
 """Everything that replication must show, run for real: a line an item with figure and limit, non-zero if one fails.
 
-make show-replication                      # all of it, about a quarter of an hour
+make show-replication                      # all of it, about twenty minutes
 make show-replication PARTS="corpus bench" # some of it
 """
 
