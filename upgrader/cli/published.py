@@ -17,6 +17,7 @@ from upgrader.cli.manpage import manpage
 from upgrader.config import Config
 from upgrader.core.report import SCHEMA_VERSION
 from upgrader.lab import documents as lab
+from upgrader.lab.spec import BUILD_DIR
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DOCUMENTS: dict[str, Any] = {
@@ -43,12 +44,16 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def _all_required(schema: Any) -> Any:
-    """A default in the code is no leave to omit: what is printed always has every key."""
+    """A default in the code is no leave to omit: what is printed always has every key. One that lies in a checkout is none."""
     if isinstance(schema, list):
         return [_all_required(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: _all_required(part) for key, part in schema.items()}
+    made = {
+        key: _all_required(part)
+        for key, part in schema.items()
+        if not (key == "default" and str(part).startswith(f"{BUILD_DIR}/"))
+    }
     return {**made, "required": list(schema["properties"])} if "properties" in schema else made
 
 
