@@ -130,6 +130,7 @@ def test() -> Iterator[Item]:
             started = time.monotonic()
             done = gate.run(["make", "test"], cwd=clone, timeout_s=2 * TEST_LIMIT_S, check=False, show_stderr=True)
             took_s = time.monotonic() - started
+            sys.stderr.write(done.stdout)
             failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
             tail = done.stdout.strip().splitlines()[-1:]
             yield Item(f"make test, {turn}", "; ".join((*failed, *tail)), "exit code 0", done.returncode == 0)

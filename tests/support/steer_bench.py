@@ -166,20 +166,24 @@ def under_traffic(
 
 def one_vm_turned(generator: Path, turns: int, seconds: float) -> Passed:
     """One VM's rule to and fro, by the ready message."""
-    port = vm_port(1)
     with veth_nic("flips") as nic:
-        steering = software(nic)
-        steering.steady("a")
-        steering.open_window([(port, "a")])
-        return under_traffic(
-            nic,
-            generator,
-            port,
-            lambda n: steering.move_vm(port, (SIDES[n % 2],)),
-            turns,
-            rate_pps=RATE_PPS,
-            seconds=seconds,
-        )
+        return _to_and_fro(nic, generator, turns, seconds)
+
+
+def _to_and_fro(nic: Nic, generator: Path, turns: int, seconds: float) -> Passed:
+    port = vm_port(1)
+    steering = software(nic)
+    steering.steady("a")
+    steering.open_window([(port, "a")])
+    return under_traffic(
+        nic,
+        generator,
+        port,
+        lambda n: steering.move_vm(port, (SIDES[n % 2],)),
+        turns,
+        rate_pps=RATE_PPS,
+        seconds=seconds,
+    )
 
 
 def one_vm_handed_over(generator: Path, turns: int, seconds: float) -> Passed:
@@ -217,22 +221,10 @@ def whole_port_turned(generator: Path, folder: Path, turns: int, seconds: float,
 def in_tree_turned(generator: Path, folder: Path, turns: int, seconds: float) -> Passed:
     """An X710 with the kernel's driver: its rule stands, and brings no packet to a VF; tc on its PF turns a VM's to and fro."""
     fake = FakeNic(folder / "nic-in-tree", build_shim(folder), out_of_tree=False)
-    port = vm_port(1)
     with veth_nic("tree", wired=True) as nic:
         Wiring(nic, fake)
         x710(fake, WiredVfs(fake, nic)).steady("a")
-        steering = software(nic)
-        steering.steady("a")
-        steering.open_window([(port, "a")])
-        return under_traffic(
-            nic,
-            generator,
-            port,
-            lambda n: steering.move_vm(port, (SIDES[n % 2],)),
-            turns,
-            rate_pps=RATE_PPS,
-            seconds=seconds,
-        )
+        return _to_and_fro(nic, generator, turns, seconds)
 
 
 def detoured(generator: Path, folder: Path, windows: int, seconds: float) -> Passed:
